@@ -1,0 +1,27 @@
+"""Export a masked language model: `export_bundle(model, output)`, or `mlm-export` in a shell.
+
+Needs the extra `[export]`: torch, transformers, optimum-onnx, onnx and onnx-ir.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .parity import ParityCase, ParityReport
+    from .run import export_bundle
+
+__all__ = ["ParityCase", "ParityReport", "export_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used, so that `mlm-export --help` answers at once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mlm_infer.errors import DependencyError
+
+    try:
+        from . import parity, run
+    except ImportError as error:
+        raise DependencyError(
+            f"exporting needs {error.name}; install it with: pip install 'mlm-infer[export,cpu]'"
+        ) from error
+    return getattr(run if name == "export_bundle" else parity, name)

@@ -1,0 +1,53 @@
+"""`mlm-export`: export a masked language model from a shell."""
+
+import json
+import typing
+from pathlib import Path
+
+import click
+
+from mlm_infer.command import command_errors
+from mlm_infer.cpu import CpuKind
+from mlm_infer.errors import InputError
+
+__all__ = ["main"]
+
+
+@click.command()
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--quantize", is_flag=True, help="Add int8 for the CPU.")
+@click.option("--int8-only", is_flag=True, help="Write int8 and leave fp32 out.")
+@click.option("--cpu", type=click.Choice(typing.get_args(CpuKind)), help="Processor for int8.  [default: this machine's]")
+@click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison with PyTorch as JSON.")
+@click.version_option(package_name="mlm-infer")
+@command_errors
+def main(
+    model: str, output: Path, quantize: bool, int8_only: bool, cpu: CpuKind | None, force: bool, as_json: bool
+) -> None:
+    """Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
+
+    \b
+    mlm-export distilbert/distilroberta-base out --quantize
+    mlm-fill --model out "The Milky Way is a <mask> galaxy."
+    """
+    if cpu is not None and not (quantize or int8_only):
+        raise InputError("--cpu chooses the processor for int8; add --quantize")
+    precisions = ["int8"] if int8_only else ["fp32", "int8"] if quantize else ["fp32"]
+
+    from . import export_bundle
+
+    report = export_bundle(
+        model,
+        output,
+        precisions=precisions,
+        cpu=cpu,
+        overwrite=force,
+        on_step=lambda text: click.echo(f"{text} ...", err=True),
+    )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        return
+    click.echo(report.table())
+    click.echo(f'next: mlm-fill --model {output} "..."', err=True)

@@ -1,0 +1,120 @@
+"""Small helpers over onnx-ir, and the end of the graph that serves masks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+__all__ = ["OUTPUTS", "add_constant", "add_node", "add_serving_head", "clean", "constant_of"]
+
+OUTPUTS = ("top_ids", "top_logprobs", "candidate_logprobs", "logits", "log_normalizer")
+
+
+def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Add an initializer, under a name of its own."""
+    while name in graph.initializers:
+        name += "_"
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def add_node(
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    domain: str = "",
+    before: ir.Node | None = None,
+    outputs: int = 1,
+) -> ir.Value:
+    """Add a node, at the end or before another, and return its first output."""
+    node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=outputs)
+    if before is None:
+        graph.append(node)
+    else:
+        graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
+    """Return the array of an initializer, or None for anything else."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+def add_serving_head(model: ir.Model) -> None:
+    """Turn `logits` over all positions into answers at chosen rows.
+
+    Adds the inputs `mask_rows` [rows] (flat indices into batch * length), `k` [1] and `candidates`
+    [rows, n], and replaces the outputs by
+
+    * `top_ids`, `top_logprobs` [rows, k]: the k best tokens of each row, best first;
+    * `candidate_logprobs` [rows, n]: the log-probabilities of given ids;
+    * `logits` [rows, vocabulary] and `log_normalizer` [rows, 1]: the whole row, fetched when asked for.
+
+    The log of the sum of exponentials is the largest logit less the logarithm of its softmax: ONNX
+    Runtime's Softmax is vectorized, its ReduceLogSumExp is not.
+
+    Args:
+        model: An exported masked language model with the output `logits` [batch, length, vocabulary].
+    """
+    graph = model.graph
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    (everything,) = graph.outputs[:1]
+    vocabulary = everything.shape[-1] if everything.shape is not None else None
+    everything.name = "all_logits"
+
+    def new_input(name: str, shape: Sequence[str | int]) -> ir.Value:
+        value = ir.val(name, dtype=ir.DataType.INT64, shape=list(shape))
+        graph.inputs.append(value)
+        return value
+
+    mask_rows = new_input("mask_rows", ["rows"])
+    k = new_input("k", [1])
+    candidates = new_input("candidates", ["rows", "candidates"])
+
+    row_shape = add_constant(graph, "row_shape", np.array([-1, int(vocabulary)] if isinstance(vocabulary, int) else [0]))
+    flat = add_node(graph, "Reshape", [everything, row_shape])
+    logits = add_node(graph, "Gather", [flat, mask_rows], {"axis": 0})
+    last = add_constant(graph, "last_axis", np.array([-1]))
+    probabilities = add_node(graph, "Softmax", [logits], {"axis": -1})
+    largest_logit = add_node(graph, "ReduceMax", [logits, last], {"keepdims": 1})
+    largest_probability = add_node(graph, "ReduceMax", [probabilities, last], {"keepdims": 1})
+    normalizer = add_node(graph, "Sub", [largest_logit, add_node(graph, "Log", [largest_probability])])
+    top = ir.node("TopK", [logits, k], {"axis": -1, "largest": 1, "sorted": 1}, num_outputs=2)
+    graph.append(top)
+    top_logprobs = add_node(graph, "Sub", [top.outputs[0], normalizer])
+    chosen = add_node(graph, "GatherElements", [logits, candidates], {"axis": -1})
+    candidate_logprobs = add_node(graph, "Sub", [chosen, normalizer])
+
+    shapes: dict[str, tuple[ir.Value, ir.DataType, list[str | int]]] = {
+        "top_ids": (top.outputs[1], ir.DataType.INT64, ["rows", "k"]),
+        "top_logprobs": (top_logprobs, ir.DataType.FLOAT, ["rows", "k"]),
+        "candidate_logprobs": (candidate_logprobs, ir.DataType.FLOAT, ["rows", "candidates"]),
+        "logits": (logits, ir.DataType.FLOAT, ["rows", int(vocabulary) if isinstance(vocabulary, int) else "vocabulary"]),
+        "log_normalizer": (normalizer, ir.DataType.FLOAT, ["rows", 1]),
+    }
+    graph.outputs.clear()
+    for name in OUTPUTS:
+        value, dtype, shape = shapes[name]
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        graph.outputs.append(value)
+
+
+def clean(model: ir.Model) -> None:
+    """Drop what is unused or there twice, and sort the nodes."""
+    for each in (
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.TopologicalSortPass(),
+    ):
+        each(model)

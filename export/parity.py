@@ -1,0 +1,220 @@
+"""How far an exported model is from PyTorch, at the masked positions of real text."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mlm_infer.samples import movie_reviews
+from mlm_infer.session import Session
+from mlm_infer.tables import format_table
+
+__all__ = ["Batch", "ParityCase", "ParityReport", "SCORE_TOLERANCE", "compare", "make_batches", "reference"]
+
+SCORE_TOLERANCE = 1e-5
+"""Largest difference of a probability that an fp32 export may have from PyTorch."""
+
+LOGPROB_TOLERANCE = 1e-3
+"""The same for log-probabilities, which spread differences of rounding over many more digits."""
+
+_TIE = 1e-4
+"""Two logits this close in PyTorch are a tie, and either order is right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts with masks, as the model takes them.
+
+    Attributes:
+        input_ids: [batch, length], padded on the right.
+        attention_mask: 1 for a token, 0 for padding, [batch, length].
+        mask_rows: Flat indices of the masks.
+        answers: The ids that the masks stand for.
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    mask_rows: NDArray[np.int64]
+    answers: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ParityCase:
+    """One comparison with PyTorch.
+
+    Attributes:
+        precision: `fp32` or `int8`.
+        case: What was run: texts and length of the batch, or `sentences`.
+        masks: Masked positions compared.
+        score_difference: Largest absolute difference of a probability, over the whole vocabulary.
+        logprob_difference: The same for log-probabilities of tokens that PyTorch gives at least 1e-4.
+        top1: Share of masks with the same best token.
+        top5: Mean share of PyTorch's five best tokens found among the five best.
+        perplexity: Of the exported model on these masks.
+        reference_perplexity: Of PyTorch on them.
+    """
+
+    precision: str
+    case: str
+    masks: int
+    score_difference: float
+    logprob_difference: float
+    top1: float
+    top5: float
+    perplexity: float
+    reference_perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """What an export found.
+
+    Attributes:
+        cases: Each precision on several shapes of batch, and on sentences with one mask each.
+        bytes: Size of the model file of each precision.
+        output: The bundle.
+    """
+
+    cases: tuple[ParityCase, ...]
+    bytes: dict[str, int]
+    output: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON can hold it."""
+        return {"cases": [asdict(case) for case in self.cases], "bytes": self.bytes}
+
+    def table(self) -> str:
+        """Return the comparison as a table."""
+        rows = [
+            [
+                case.precision,
+                case.case,
+                str(case.masks),
+                f"{case.score_difference:.1e}",
+                f"{case.logprob_difference:.1e}",
+                f"{case.top1:.1%}",
+                f"{case.top5:.1%}",
+                f"{case.perplexity:.2f}",
+                f"{case.perplexity / case.reference_perplexity - 1:+.2%}",
+            ]
+            for case in self.cases
+        ]
+        header = ["", "batch", "masks", "max score diff", "max logprob diff", "top-1", "top-5", "perplexity", "change"]
+        sizes = ", ".join(f"{precision} {size / 1e6:.1f} MB" for precision, size in self.bytes.items())
+        return f"{format_table(header, rows)}\n\nmodel files: {sizes}"
+
+
+def make_batches(tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, list[Batch]]:
+    """Return what to compare on: shapes of batch filled with real text, and single-mask sentences.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        longest: Most tokens that the model takes.
+    """
+    sentences = movie_reviews("validation")
+    encoded = tokenizer(sentences, add_special_tokens=False, verbose=False)["input_ids"]
+    stream = cycle(chain.from_iterable(encoded))
+    random = np.random.default_rng(0)
+    room = longest - tokenizer.num_special_tokens_to_add()
+    shapes = [[8], [5, 17, 32], [16] * 8, [128, 90, 61, 7], [longest]]
+    batches: dict[str, list[Batch]] = {}
+    for shape in shapes:
+        texts = [[next(stream) for _ in range(max(1, min(length, longest) - (longest - room)))] for length in shape]
+        batch = _mask(tokenizer, texts, random, share=0.15)
+        batches[f"{len(shape)} x {batch.input_ids.shape[1]}"] = [batch]
+    order = sorted((ids[:room] for ids in encoded[:400] if ids), key=len)
+    batches["sentences"] = [
+        _mask(tokenizer, order[start : start + 20], random, share=0.0) for start in range(0, len(order), 20)
+    ]
+    return batches
+
+
+def _mask(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]], random: np.random.Generator, *, share: float
+) -> Batch:
+    """Mask one token of each text, and each other one with a probability of `share`."""
+    whole = [tokenizer.build_inputs_with_special_tokens(text) for text in texts]
+    length = max(map(len, whole))
+    ids = np.full((len(whole), length), tokenizer.pad_token_id, np.int64)
+    attention = np.zeros_like(ids)
+    chosen = np.zeros(ids.shape, bool)
+    special = list(tokenizer.all_special_ids)
+    for row, tokens in enumerate(whole):
+        ids[row, : len(tokens)] = tokens
+        attention[row, : len(tokens)] = 1
+        free = np.flatnonzero(~np.isin(tokens, special))
+        if len(free):
+            chosen[row, free[random.random(len(free)) < share]] = True
+            chosen[row, random.choice(free)] = True
+        else:
+            chosen[row, len(tokens) // 2] = True
+    answers = ids[chosen]
+    ids[chosen] = tokenizer.mask_token_id
+    return Batch(ids, attention, np.flatnonzero(chosen.reshape(-1)), answers)
+
+
+@torch.inference_mode()
+def reference(model: PreTrainedModel, batch: Batch) -> NDArray[np.float32]:
+    """Return PyTorch's log-probabilities at the masks, [masks, vocabulary]."""
+    inputs = {"input_ids": torch.from_numpy(batch.input_ids), "attention_mask": torch.from_numpy(batch.attention_mask)}
+    logits = model(**inputs).logits
+    rows = logits.reshape(-1, logits.shape[-1])[torch.from_numpy(batch.mask_rows)]
+    result: NDArray[np.float32] = torch.log_softmax(rows.float(), -1).numpy()
+    return result
+
+
+def compare(
+    precision: str, case: str, session: Session, inputs: Sequence[str], pairs: Iterator[tuple[Batch, NDArray[np.float32]]]
+) -> ParityCase:
+    """Compare a session with PyTorch's log-probabilities.
+
+    Args:
+        precision: Of the session, for the report.
+        case: Name of the case, for the report.
+        session: The exported model.
+        inputs: Names of its encoder inputs.
+        pairs: Batches, each with what `reference` gave for it.
+    """
+    masks = score_difference = logprob_difference = top1 = top5 = 0.0
+    loss = reference_loss = 0.0
+    for batch, expected in pairs:
+        feeds = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "token_type_ids": np.zeros_like(batch.input_ids),
+        }
+        feeds = {name: feeds[name] for name in inputs}
+        feeds |= {"mask_rows": batch.mask_rows, "k": np.array([5]), "candidates": batch.answers[:, None]}
+        outputs = ("logits", "log_normalizer", "top_ids", "candidate_logprobs")
+        logits, normalizer, top_ids, answer_logprobs = session.run(outputs, feeds)
+        found = logits - normalizer
+        count = len(expected)
+        masks += count
+        difference = np.abs(np.exp(found) - np.exp(expected))
+        score_difference = max(score_difference, float(difference.max()))
+        likely = expected > math.log(1e-4)
+        logprob_difference = max(logprob_difference, float(np.abs(found - expected)[likely].max(initial=0.0)))
+        best = np.take_along_axis(expected, top_ids, 1)
+        order = -np.sort(-expected, axis=1)[:, :5]
+        top1 += float((best[:, 0] >= order[:, 0] - _TIE).sum())
+        top5 += float((best >= order[:, -1:] - _TIE).mean(axis=1).sum())
+        loss -= float(answer_logprobs.sum())
+        reference_loss -= float(np.take_along_axis(expected, batch.answers[:, None], 1).sum())
+    return ParityCase(
+        precision=precision,
+        case=case,
+        masks=int(masks),
+        score_difference=score_difference,
+        logprob_difference=logprob_difference,
+        top1=top1 / masks,
+        top5=top5 / masks,
+        perplexity=math.exp(loss / masks),
+        reference_perplexity=math.exp(reference_loss / masks),
+    )

@@ -1,0 +1,228 @@
+"""Exporting from the checkpoint to the bundle in its place."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mlm_infer.bundle import MANIFEST, TOKENIZER, Manifest, ModelFile, hash_file
+from mlm_infer.checkpoint import open_checkpoint
+from mlm_infer.cpu import CpuKind, cpu_kind
+from mlm_infer.errors import ExportError, InputError, ModelError, OutputExistsError
+from mlm_infer.session import Session
+
+from .graph import add_serving_head, clean
+from .parity import LOGPROB_TOLERANCE, SCORE_TOLERANCE, ParityCase, ParityReport, compare, make_batches, reference
+from .quantize import quantize
+from .to_onnx import max_length, optimum_export
+
+__all__ = ["export_bundle"]
+
+_ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# Old ONNX Runtimes refuse newer files, and cannot say up to which they read.
+_IR_VERSION = 9
+
+
+def export_bundle(
+    model: str,
+    output: str | os.PathLike[str],
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    cpu: CpuKind | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Export a masked language model to a bundle that `MaskFiller` opens.
+
+    The bundle is written beside its place and renamed when it is complete and its answers have been
+    compared with PyTorch's.
+
+    Args:
+        model: Hub id or folder of the checkpoint.
+        output: Folder to write.
+        precisions: `fp32`, `int8` or both.
+        cpu: Kind of processor to make int8 for; None takes this machine's.
+        overwrite: Replace an output folder that exists, once the new one is complete.
+        on_step: Called with a line of text as each step begins.
+
+    Returns:
+        The comparison with PyTorch, which the bundle's manifest holds too.
+
+    Raises:
+        OutputExistsError: The output folder exists and `overwrite` is false.
+        ModelError: The checkpoint is no masked language model, its head has no weights, or its
+            architecture cannot be exported.
+        ExportError: The fp32 answers differ from PyTorch's by more than 1e-5 in a probability.
+        InputError: A precision is not known.
+    """
+    step = on_step or (lambda _text: None)
+    unknown = [each for each in precisions if each not in ("fp32", "int8")]
+    if unknown or not precisions:
+        raise InputError(f"precisions is {tuple(precisions)!r}; it must hold 'fp32', 'int8' or both")
+    target = Path(output).expanduser()
+    if target.exists() and not overwrite:
+        raise OutputExistsError(f"{target} exists; name another folder, or replace it with --force")
+
+    step(f"loading {model}")
+    loaded, tokenizer, missing = open_checkpoint(model, attention="eager")
+    if missing:
+        raise ModelError(
+            f"{model} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random numbers; "
+            "fine-tune it first with mlm-train, or name a checkpoint with its masked-language-model head"
+        )
+    if not tokenizer.is_fast:
+        raise ModelError(f"{model} has no fast tokenizer (tokenizer.json), which the run time needs")
+    loaded.eval()
+    with _workplace(target) as work:
+        bundle = work / "bundle"
+        bundle.mkdir()
+        step("exporting through Optimum")
+        graph = ir.load(optimum_export(loaded, work / "optimum"))
+        add_serving_head(graph)
+        clean(graph)
+        graph.ir_version = _IR_VERSION
+        inputs = tuple(each.name for each in graph.graph.inputs if each.name in _ENCODER_INPUTS)
+        longest = max_length(loaded, tokenizer.model_max_length)
+        models: dict[str, ModelFile] = {}
+        for precision in ("fp32", "int8"):
+            if precision == "int8":
+                if "int8" not in precisions:
+                    continue
+                kind = cpu or cpu_kind()
+                step(f"quantizing to int8 for {kind}")
+                count = quantize(graph, kind)
+                models["int8"] = ModelFile("model.int8.onnx", cpu=kind, details={"dense_layers": count})
+            else:
+                models["fp32"] = ModelFile("model.fp32.onnx")
+            ir.save(graph, bundle / models[precision].file)
+        step("comparing with PyTorch")
+        cases = _parity(loaded, tokenizer, longest, bundle, models, inputs)
+        for precision in set(models) - set(precisions):
+            (bundle / models.pop(precision).file).unlink()
+        cases = tuple(case for case in cases if case.precision in models)
+        _save_tokenizer(tokenizer, bundle / TOKENIZER)
+        manifest = Manifest(
+            source=_source(model, loaded),
+            architecture=loaded.config.model_type,
+            mask_token=tokenizer.mask_token,
+            mask_id=tokenizer.mask_token_id,
+            pad_id=_pad_id(loaded, tokenizer),
+            vocab_size=loaded.config.vocab_size,
+            max_length=longest,
+            clean_up_spaces=bool(tokenizer.clean_up_tokenization_spaces),
+            inputs=inputs,
+            models=models,
+            parity={},
+            files={path.name: hash_file(path) for path in sorted(bundle.iterdir())},
+            created_with=_versions(),
+        )
+        sizes = {precision: manifest.files[each.file].bytes for precision, each in models.items()}
+        report = ParityReport(cases, sizes, target)
+        manifest.parity.update(report.to_dict())
+        (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        step(f"writing {target}")
+        _put(bundle, target, work)
+    return report
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """Give a scratch folder beside the target, gone afterwards whatever happens; sweep what a kill left."""
+    prefix = f".{target.name}.export-"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f"{prefix}*"):
+        if not _alive(leftover.name.removeprefix(prefix)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    work = target.with_name(f"{prefix}{os.getpid()}")
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _put(bundle: Path, target: Path, work: Path) -> None:
+    """Move a finished bundle to its place; an old one leaves only when the new one is ready."""
+    old = work / "old"
+    if target.exists():
+        target.rename(old)
+    try:
+        bundle.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+
+
+def _parity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    bundle: Path,
+    models: dict[str, ModelFile],
+    inputs: Sequence[str],
+) -> tuple[ParityCase, ...]:
+    sessions = {precision: Session(bundle / each.file, kind="cpu") for precision, each in models.items()}
+    found: list[ParityCase] = []
+    for name, batches in make_batches(tokenizer, longest).items():
+        pairs = [(batch, reference(model, batch)) for batch in batches]
+        found.extend(compare(precision, name, session, inputs, iter(pairs)) for precision, session in sessions.items())
+    for case in found:
+        if case.precision == "fp32" and not (
+            case.score_difference <= SCORE_TOLERANCE and case.logprob_difference <= LOGPROB_TOLERANCE
+        ):
+            raise ExportError(
+                f"the exported fp32 model differs from PyTorch on {case.case}: scores by {case.score_difference:.1e} "
+                f"(at most {SCORE_TOLERANCE:.0e}), log-probabilities by {case.logprob_difference:.1e} "
+                f"(at most {LOGPROB_TOLERANCE:.0e}); no bundle was written"
+            )
+    return tuple(sorted(found, key=lambda case: list(models).index(case.precision)))
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    plain.save(str(path))
+
+
+def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the model's own padding id: RoBERTa counts positions from it, whatever the tokenizer says."""
+    own = model.config.pad_token_id
+    return int(own if own is not None else tokenizer.pad_token_id or 0)
+
+
+def _source(model: str, loaded: PreTrainedModel) -> dict[str, Any]:
+    folder = Path(model)
+    weights = {path.name: hash_file(path).sha256 for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+    return {
+        "model": folder.name if folder.is_dir() else model,
+        "revision": getattr(loaded.config, "_commit_hash", None),
+        "weights_sha256": weights,
+        "config": json.loads(loaded.config.to_json_string(use_diff=True)),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("mlm-infer", "torch", "transformers", "optimum-onnx", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
+    found = {each.name.lower(): each.version for each in importlib.metadata.distributions() if each.name}
+    return {name: found[name] for name in packages if name in found} | {"torch": torch.__version__}

@@ -1,0 +1,50 @@
+"""Fill masks with a masked language model, fast and without torch.
+
+    from mlm_infer import MaskFiller
+
+    MaskFiller().fill("This is a great [MASK].").masks[0].predictions[0].text
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BundleError,
+    DataError,
+    DependencyError,
+    DeviceError,
+    ExportError,
+    InputError,
+    MlmInferError,
+    ModelError,
+    OutputExistsError,
+)
+
+if TYPE_CHECKING:
+    from .filler import FillerInfo, MaskFiller
+    from .results import FillResult, MaskResult, Prediction
+
+__all__ = [
+    "BundleError",
+    "DataError",
+    "DependencyError",
+    "DeviceError",
+    "ExportError",
+    "FillResult",
+    "FillerInfo",
+    "InputError",
+    "MaskFiller",
+    "MaskResult",
+    "MlmInferError",
+    "ModelError",
+    "OutputExistsError",
+    "Prediction",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import numpy, tokenizers and the rest when first used, so that `mlm-fill --help` answers at once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import filler, results
+
+    return getattr(results if hasattr(results, name) else filler, name)

@@ -1,0 +1,56 @@
+"""The errors this package raises. Each message says what went wrong, with which value, and what to do."""
+
+__all__ = [
+    "BundleError",
+    "DataError",
+    "DependencyError",
+    "DeviceError",
+    "ExportError",
+    "InputError",
+    "MlmInferError",
+    "ModelError",
+    "OutputExistsError",
+]
+
+
+class MlmInferError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+    """What a command of this package exits with: 2 for wrong usage, 1 for the rest."""
+
+
+class InputError(MlmInferError, ValueError):
+    """A wrong argument, or a text that cannot be filled. A ValueError, as in the transformers pipeline."""
+
+    exit_code = 2
+
+
+class OutputExistsError(MlmInferError, FileExistsError):
+    """The output folder exists and overwriting it was not asked for."""
+
+    exit_code = 2
+
+
+class BundleError(MlmInferError):
+    """A bundle that is missing, incomplete or damaged."""
+
+
+class DataError(MlmInferError, ValueError):
+    """A data set that cannot be read, or that holds nothing to use."""
+
+
+class DependencyError(MlmInferError, ImportError):
+    """A package that this call needs is not installed."""
+
+
+class DeviceError(MlmInferError, RuntimeError):
+    """The device that was asked for cannot be used."""
+
+
+class ModelError(MlmInferError, ValueError):
+    """A checkpoint that is not a usable masked language model."""
+
+
+class ExportError(MlmInferError, RuntimeError):
+    """An export that failed, or whose answers differ from those of PyTorch."""

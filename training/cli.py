@@ -1,0 +1,84 @@
+"""`mlm-train`: fine-tune a masked language model from a shell."""
+
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlm_infer.command import command_errors
+from mlm_infer.errors import InputError
+
+from .config import Precision, TrainConfig, load_recipe, recipe_names
+
+__all__ = ["main"]
+
+_RECIPES = ", ".join(recipe_names())
+
+
+@click.command()
+@click.option("--recipe", help=f"Start from the values of a recipe ({_RECIPES}) or a .toml file; options override.")
+@click.option("--model", help="Hub id or folder of the checkpoint to start from.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--data", help="movie-reviews (built in), a txt/csv/json/jsonl/parquet file or folder, or a Hub data set.")
+@click.option("--data-config", help="Configuration name of a Hub data set.")
+@click.option("--data-revision", help="Branch, tag or commit of a Hub data set.")
+@click.option("--text-column", help="Column of the text; nested: answers.text.  [default: text]")
+@click.option("--train-split", help="Split to train on, as in train[:5000].  [default: train]")
+@click.option("--validation-data", help="Where validation text comes from, if not from --data.")
+@click.option("--validation-split", help="Split to validate on.  [default: documents held out of training]")
+@click.option("--validation-fraction", type=float, help="Share of documents to hold out.  [default: 0.1]")
+@click.option("--max-train-blocks", type=int, help="Train on at most this many blocks, drawn at random.")
+@click.option("--max-validation-blocks", type=int, help="Validate on at most this many blocks.")
+@click.option("--block-size", type=int, help="Tokens a block.  [default: 128]")
+@click.option("--mlm-probability", type=float, help="Share of tokens to predict.  [default: 0.15]")
+@click.option("--epochs", type=float, help="Passes over the data.  [default: 3]")
+@click.option("--batch-size", type=int, help="Blocks a step.  [default: 32]")
+@click.option("--gradient-accumulation-steps", type=int, help="Batches a weight update.  [default: 1]")
+@click.option("--learning-rate", type=float, help="Peak learning rate of AdamW.  [default: 5e-5]")
+@click.option("--weight-decay", type=float, help="[default: 0.01]")
+@click.option("--warmup-ratio", type=float, help="Share of steps the learning rate rises.  [default: 0]")
+@click.option("--lr-scheduler", help="linear, cosine or another transformers schedule.  [default: linear]")
+@click.option("--dropout", type=float, help="Dropout while training.  [default: the checkpoint's]")
+@click.option("--precision", type=click.Choice(typing.get_args(Precision)), help="[default: auto]")
+@click.option("--seed", type=int, help="[default: 42]")
+@click.option("--push-to-hub", is_flag=True, default=None, help="Upload the result as the Trainer does.")
+@click.option("--hub-model-id", help="Repository to upload to.")
+@click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
+@click.option("--resume", is_flag=True, help="Go on from the last finished epoch of an interrupted run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.version_option(package_name="mlm-infer")
+@command_errors
+def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
+    """Fine-tune a masked language model and show its perplexity before and after.
+
+    \b
+    mlm-train --model distilbert/distilbert-base-uncased --data reviews.csv --text-column body --output out
+    mlm-train --recipe imdb-distilbert --output out
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    settings = (load_recipe(recipe) if recipe else {}) | given
+    if "model" not in settings:
+        raise InputError("no model: name one with --model (a Hub id or a folder), or take a --recipe")
+    config = TrainConfig(**settings)
+
+    from . import fine_tune
+    from .run import work_folder
+
+    work = work_folder(config.output)
+    try:
+        report = fine_tune(config, overwrite=force, resume=resume, progress=True)
+    except KeyboardInterrupt:
+        if any(work.glob("checkpoint-*")):
+            click.echo("\nstopped; the same command with --resume goes on from the last finished epoch", err=True)
+        raise
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
+        return
+    click.echo(report.table())
+    click.echo(
+        f"\nperplexity {report.perplexity_before:.2f} -> {report.perplexity:.2f} in {report.seconds:.0f} s "
+        f"({report.train_blocks} training and {report.validation_blocks} validation blocks, {report.precision})"
+    )
+    click.echo(f"next: mlm-export {config.output} {config.output}-onnx --quantize", err=True)

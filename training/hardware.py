@@ -1,0 +1,24 @@
+"""What the hardware computes in."""
+
+import torch
+
+from mlm_infer.cpu import cpu_flags
+from mlm_infer.errors import InputError
+
+__all__ = ["choose_precision"]
+
+
+def choose_precision(asked: str) -> str:
+    """Return fp32, bf16 or fp16: what was asked for, or what the hardware computes in.
+
+    Raises:
+        InputError: fp16 was asked for without a CUDA device.
+    """
+    cuda = torch.cuda.is_available()
+    if asked == "fp16" and not cuda:
+        raise InputError("precision is 'fp16', which needs a CUDA device; take --precision auto")
+    if asked != "auto":
+        return asked
+    if cuda:
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"

@@ -1,0 +1,72 @@
+"""The vocabulary head at the masked positions only: the same loss and gradients for half the work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+__all__ = ["head_at_rows", "masked_logits", "rows_are_exact"]
+
+
+@contextmanager
+def head_at_rows(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
+    """Let the head see chosen rows of the last hidden state only, as one text of that many tokens.
+
+    Args:
+        model: A masked language model whose head follows `base_model`.
+        rows: Flat indices into [batch * length].
+    """
+
+    def keep_rows(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0]
+        chosen = hidden.reshape(-1, hidden.shape[-1])[rows].unsqueeze(0)
+        if isinstance(output, tuple):
+            return (chosen, *output[1:])
+        output.last_hidden_state = chosen
+        return output
+
+    handle = model.base_model.register_forward_hook(keep_rows)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def masked_logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, *, fast: bool
+) -> torch.Tensor:
+    """Return the fp32 logits at flat rows of a batch, [rows, vocabulary].
+
+    Args:
+        model: The model.
+        input_ids: [batch, length].
+        attention_mask: [batch, length].
+        rows: Flat indices into [batch * length].
+        fast: Run the head at those rows only; see `rows_are_exact`.
+    """
+    # The class's own forward: accelerate wraps the instance's in autocast, and what is measured is fp32.
+    forward = type(model).forward
+    if not fast:
+        logits: torch.Tensor = forward(model, input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits.reshape(-1, logits.shape[-1])[rows]
+    with head_at_rows(model, rows):
+        chosen: torch.Tensor = forward(model, input_ids=input_ids, attention_mask=attention_mask).logits
+        return chosen[0]
+
+
+@torch.inference_mode()
+def rows_are_exact(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
+    """Tell whether `head_at_rows` gives this model's own logits, by trying it on a batch."""
+    training = model.training
+    model.eval()
+    rows = torch.arange(0, input_ids.numel(), 3, device=input_ids.device)
+    try:
+        full = masked_logits(model, input_ids, attention_mask, rows, fast=False)
+        fast = masked_logits(model, input_ids, attention_mask, rows, fast=True)
+        return full.shape == fast.shape and torch.allclose(full, fast, rtol=1e-4, atol=1e-4)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return False
+    finally:
+        model.train(training)

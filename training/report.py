@@ -1,0 +1,116 @@
+"""What a fine-tuning run found: perplexity before, after every epoch and at the end."""
+
+import importlib.metadata
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlm_infer.cpu import available_cpus, cpu_name
+from mlm_infer.tables import format_table
+
+from .config import TrainConfig
+
+__all__ = ["Evaluation", "TrainReport", "describe_machine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One measurement on the frozen masks.
+
+    Attributes:
+        when: `before`, `epoch 1` and so on, or `end`.
+        epoch: Passes over the training blocks so far.
+        step: Weight updates so far.
+        loss: Mean negative log-likelihood over the masked tokens, in nats.
+        masked_tokens: How many tokens that is.
+        train_loss: Mean training loss since the evaluation before, None before training.
+    """
+
+    when: str
+    epoch: float
+    step: int
+    loss: float
+    masked_tokens: int
+    train_loss: float | None
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean loss over all masked tokens."""
+        return math.exp(self.loss)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """The record of a run, as `training_report.json` holds it.
+
+    Attributes:
+        config: What the run was told.
+        evaluations: From before training to the end.
+        train_curve: Step and training loss at each logging step.
+        train_blocks: Blocks trained on.
+        validation_blocks: Blocks validated on.
+        precision: What was computed in: fp32, bf16 or fp16.
+        seconds: Wall time of the training, evaluations included.
+        machine: Hardware, system and versions of the packages.
+        warnings: What a reader should know, such as a head that started from random weights.
+    """
+
+    config: TrainConfig
+    evaluations: tuple[Evaluation, ...]
+    train_curve: tuple[tuple[int, float], ...]
+    train_blocks: int
+    validation_blocks: int
+    precision: str
+    seconds: float
+    machine: dict[str, str]
+    warnings: tuple[str, ...]
+
+    @property
+    def perplexity_before(self) -> float:
+        """Perplexity of the checkpoint that the run started from."""
+        return self.evaluations[0].perplexity
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity of the model that was saved."""
+        return self.evaluations[-1].perplexity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON can hold it."""
+        evaluations = [asdict(each) | {"perplexity": each.perplexity} for each in self.evaluations]
+        rest = asdict(self) | {"config": self.config.to_dict(), "evaluations": evaluations}
+        return {"perplexity_before": self.perplexity_before, "perplexity": self.perplexity} | rest
+
+    def save(self, folder: Path) -> None:
+        """Write `training_report.json`."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        (folder / "training_report.json").write_text(text + "\n", encoding="utf-8")
+
+    def table(self) -> str:
+        """Return the evaluations as a table."""
+        rows = [
+            [
+                each.when,
+                f"{each.step}",
+                "-" if each.train_loss is None else f"{each.train_loss:.4f}",
+                f"{each.loss:.4f}",
+                f"{each.perplexity:.2f}",
+            ]
+            for each in self.evaluations
+        ]
+        return format_table(["when", "step", "training loss", "validation loss", "perplexity"], rows)
+
+
+def describe_machine(device: str) -> dict[str, str]:
+    """Return the hardware, the system and the versions that a figure depends on."""
+    packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "mlm-infer")
+    return {
+        "device": device,
+        "cpu": cpu_name(),
+        "cpus": str(available_cpus()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    } | {name: importlib.metadata.version(name) for name in packages}

@@ -1,0 +1,104 @@
+"""The transformers Trainer, with the head at masked positions and an exact evaluation."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+from .blocks import MaskedBatch
+from .masked_rows import head_at_rows, masked_logits, rows_are_exact
+
+__all__ = ["MaskedLMTrainer", "QuietProgress", "evaluate_loss"]
+
+
+class QuietProgress(ProgressCallback):
+    """The Trainer's progress bar, with loss beside it rather than a dictionary a line on stdout."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_rest: Any,
+    ) -> None:
+        """Show the newest loss and perplexity at the end of the bar."""
+        shown = {name: logs[name] for name in ("loss", "eval_perplexity") if logs and name in logs}
+        if self.training_bar is not None and shown:
+            self.training_bar.set_postfix({name.removeprefix("eval_"): f"{value:.4g}" for name, value in shown.items()})
+
+
+@torch.inference_mode()
+def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tuple[float, int]:
+    """Measure a model on frozen masks, in fp32 and without dropout.
+
+    Args:
+        model: The model; left as it was.
+        batches: What `freeze_masks` gave.
+
+    Returns:
+        The mean negative log-likelihood in nats over all masked tokens (not the mean of batch means, which
+        weighs tokens unequally), and how many tokens that is. Perplexity is its exponential.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    fast = rows_are_exact(model, batches[0].input_ids[:2].to(device), batches[0].attention_mask[:2].to(device))
+    total, count = 0.0, 0
+    for batch in batches:
+        labels = batch.labels.reshape(-1)
+        rows = (labels != -100).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        logits = masked_logits(
+            model, batch.input_ids.to(device), batch.attention_mask.to(device), rows.to(device), fast=fast
+        )
+        total += cross_entropy(logits.float(), labels[rows].to(device), reduction="sum").item()
+        count += len(rows)
+    model.train(training)
+    return total / count, count
+
+
+class MaskedLMTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose loss runs the head at masked positions, and whose evaluation uses frozen masks."""
+
+    def __init__(self, *, frozen: Sequence[MaskedBatch], **options: Any) -> None:
+        super().__init__(**options)
+        self.frozen = frozen
+        first = frozen[0]
+        # nn.DataParallel replicates the model, and a hook with one set of rows would serve them all.
+        self._fast = self.args.n_gpu <= 1 and rows_are_exact(
+            self.model, first.input_ids[:2].to(self.args.device), first.attention_mask[:2].to(self.args.device)
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean cross-entropy over the masked tokens of the step."""
+        if return_outputs or not self._fast:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"].reshape(-1)
+        rows = (labels != -100).nonzero().squeeze(1)
+        with head_at_rows(self.accelerator.unwrap_model(model), rows):
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
+        count = num_items_in_batch if num_items_in_batch is not None else max(len(rows), 1)
+        return cross_entropy(logits.float(), labels[rows], reduction="sum") / count
+
+    def evaluate(self, *_args: Any, metric_key_prefix: str = "eval", **_rest: Any) -> dict[str, float]:
+        """Evaluate on the frozen masks; the Trainer's own mean of batch losses weighs tokens unequally."""
+        loss, count = evaluate_loss(self.accelerator.unwrap_model(self.model), self.frozen)
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_perplexity": math.exp(loss),
+            f"{metric_key_prefix}_masked_tokens": float(count),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
