@@ -1,0 +1,1 @@
+"""Measure latency and throughput, ours and those of other engines."""

@@ -18,7 +18,11 @@ __all__ = ["main"]
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--quantize", is_flag=True, help="Add int8 for the CPU.")
 @click.option("--int8-only", is_flag=True, help="Write int8 and leave fp32 out.")
-@click.option("--cpu", type=click.Choice(typing.get_args(CpuKind)), help="Processor for int8.  [default: this machine's]")
+@click.option(
+    "--cpu",
+    type=click.Choice(typing.get_args(CpuKind)),
+    help="Processor for int8.  [default: this machine's]",
+)
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison with PyTorch as JSON.")
 @click.version_option(package_name="mlm-infer")
@@ -26,7 +30,7 @@ __all__ = ["main"]
 def main(
     model: str, output: Path, quantize: bool, int8_only: bool, cpu: CpuKind | None, force: bool, as_json: bool
 ) -> None:
-    """Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
+    r"""Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
 
     \b
     mlm-export distilbert/distilroberta-base out --quantize

@@ -80,7 +80,9 @@ def add_serving_head(model: ir.Model) -> None:
     k = new_input("k", [1])
     candidates = new_input("candidates", ["rows", "candidates"])
 
-    row_shape = add_constant(graph, "row_shape", np.array([-1, int(vocabulary)] if isinstance(vocabulary, int) else [0]))
+    row_shape = add_constant(
+        graph, "row_shape", np.array([-1, int(vocabulary)] if isinstance(vocabulary, int) else [0])
+    )
     flat = add_node(graph, "Reshape", [everything, row_shape])
     logits = add_node(graph, "Gather", [flat, mask_rows], {"axis": 0})
     last = add_constant(graph, "last_axis", np.array([-1]))
@@ -98,7 +100,11 @@ def add_serving_head(model: ir.Model) -> None:
         "top_ids": (top.outputs[1], ir.DataType.INT64, ["rows", "k"]),
         "top_logprobs": (top_logprobs, ir.DataType.FLOAT, ["rows", "k"]),
         "candidate_logprobs": (candidate_logprobs, ir.DataType.FLOAT, ["rows", "candidates"]),
-        "logits": (logits, ir.DataType.FLOAT, ["rows", int(vocabulary) if isinstance(vocabulary, int) else "vocabulary"]),
+        "logits": (
+            logits,
+            ir.DataType.FLOAT,
+            ["rows", int(vocabulary) if isinstance(vocabulary, int) else "vocabulary"],
+        ),
         "log_normalizer": (normalizer, ir.DataType.FLOAT, ["rows", 1]),
     }
     graph.outputs.clear()

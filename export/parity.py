@@ -16,7 +16,7 @@ from mlm_infer.samples import movie_reviews
 from mlm_infer.session import Session
 from mlm_infer.tables import format_table
 
-__all__ = ["Batch", "ParityCase", "ParityReport", "SCORE_TOLERANCE", "compare", "make_batches", "reference"]
+__all__ = ["SCORE_TOLERANCE", "Batch", "ParityCase", "ParityReport", "compare", "make_batches", "reference"]
 
 SCORE_TOLERANCE = 1e-5
 """Largest difference of a probability that an fp32 export may have from PyTorch."""
@@ -106,7 +106,17 @@ class ParityReport:
             ]
             for case in self.cases
         ]
-        header = ["", "batch", "masks", "max score diff", "max logprob diff", "top-1", "top-5", "perplexity", "change"]
+        header = [
+            "",
+            "batch",
+            "masks",
+            "max score diff",
+            "max logprob diff",
+            "top-1",
+            "top-5",
+            "perplexity",
+            "change",
+        ]
         sizes = ", ".join(f"{precision} {size / 1e6:.1f} MB" for precision, size in self.bytes.items())
         return f"{format_table(header, rows)}\n\nmodel files: {sizes}"
 
@@ -137,7 +147,11 @@ def make_batches(tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, 
 
 
 def _mask(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]], random: np.random.Generator, *, share: float
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[list[int]],
+    random: np.random.Generator,
+    *,
+    share: float,
 ) -> Batch:
     """Mask one token of each text, and each other one with a probability of `share`."""
     whole = [tokenizer.build_inputs_with_special_tokens(text) for text in texts]
@@ -163,7 +177,10 @@ def _mask(
 @torch.inference_mode()
 def reference(model: PreTrainedModel, batch: Batch) -> NDArray[np.float32]:
     """Return PyTorch's log-probabilities at the masks, [masks, vocabulary]."""
-    inputs = {"input_ids": torch.from_numpy(batch.input_ids), "attention_mask": torch.from_numpy(batch.attention_mask)}
+    inputs = {
+        "input_ids": torch.from_numpy(batch.input_ids),
+        "attention_mask": torch.from_numpy(batch.attention_mask),
+    }
     logits = model(**inputs).logits
     rows = logits.reshape(-1, logits.shape[-1])[torch.from_numpy(batch.mask_rows)]
     result: NDArray[np.float32] = torch.log_softmax(rows.float(), -1).numpy()
@@ -171,7 +188,11 @@ def reference(model: PreTrainedModel, batch: Batch) -> NDArray[np.float32]:
 
 
 def compare(
-    precision: str, case: str, session: Session, inputs: Sequence[str], pairs: Iterator[tuple[Batch, NDArray[np.float32]]]
+    precision: str,
+    case: str,
+    session: Session,
+    inputs: Sequence[str],
+    pairs: Iterator[tuple[Batch, NDArray[np.float32]]],
 ) -> ParityCase:
     """Compare a session with PyTorch's log-probabilities.
 

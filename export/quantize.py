@@ -61,7 +61,8 @@ def _is_table(node: ir.Node) -> bool:
 def _quantize_embedding(graph: ir.Graph, node: ir.Node, tables: dict[ir.Value, ir.Value], bits: int) -> None:
     source = node.inputs[0]
     table = constant_of(source)
-    assert source is not None and table is not None  # noqa: S101
+    assert source is not None  # noqa: S101
+    assert table is not None  # noqa: S101
     columns, scales = quantize_columns(np.ascontiguousarray(table.T), bits)
     stored = add_constant(graph, f"{source.name}_int8", np.ascontiguousarray(columns.T))
     scale = add_constant(graph, f"{source.name}_scale", scales[:, None])
@@ -79,7 +80,8 @@ def _quantize_dense(graph: ir.Graph, node: ir.Node, bits: int, tables: dict[ir.V
     transpose = weight.producer() if weight is not None else None
     tied = transpose is not None and transpose.op_type == "Transpose" and transpose.inputs[0] in tables
     if tied:
-        assert transpose is not None and transpose.inputs[0] is not None  # noqa: S101
+        assert transpose is not None  # noqa: S101
+        assert transpose.inputs[0] is not None  # noqa: S101
         stored = tables[transpose.inputs[0]]
         table = constant_of(transpose.inputs[0])
         assert table is not None  # noqa: S101

@@ -21,7 +21,15 @@ from mlm_infer.errors import ExportError, InputError, ModelError, OutputExistsEr
 from mlm_infer.session import Session
 
 from .graph import add_serving_head, clean
-from .parity import LOGPROB_TOLERANCE, SCORE_TOLERANCE, ParityCase, ParityReport, compare, make_batches, reference
+from .parity import (
+    LOGPROB_TOLERANCE,
+    SCORE_TOLERANCE,
+    ParityCase,
+    ParityReport,
+    compare,
+    make_batches,
+    reference,
+)
 from .quantize import quantize
 from .to_onnx import max_length, optimum_export
 
@@ -213,7 +221,9 @@ def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _source(model: str, loaded: PreTrainedModel) -> dict[str, Any]:
     folder = Path(model)
-    weights = {path.name: hash_file(path).sha256 for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+    weights = (
+        {path.name: hash_file(path).sha256 for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+    )
     return {
         "model": folder.name if folder.is_dir() else model,
         "revision": getattr(loaded.config, "_commit_hash", None),
@@ -223,6 +233,15 @@ def _source(model: str, loaded: PreTrainedModel) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("mlm-infer", "torch", "transformers", "optimum-onnx", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
+    packages = (
+        "mlm-infer",
+        "torch",
+        "transformers",
+        "optimum-onnx",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "tokenizers",
+    )
     found = {each.name.lower(): each.version for each in importlib.metadata.distributions() if each.name}
     return {name: found[name] for name in packages if name in found} | {"torch": torch.__version__}

@@ -35,7 +35,9 @@ def optimum_export(model: PreTrainedModel, folder: Path) -> Path:
     architecture = model.config.model_type
     supported = TasksManager.get_supported_model_type_for_task("fill-mask", exporter="onnx")
     if architecture.replace("_", "-") not in {each.replace("_", "-") for each in supported}:
-        raise ModelError(f"Optimum does not export {architecture} for fill-mask; it exports {', '.join(sorted(supported))}")
+        raise ModelError(
+            f"Optimum does not export {architecture} for fill-mask; it exports {', '.join(sorted(supported))}"
+        )
     # Optimum and the tracer report at length what is no concern of a user.
     transformers_logging.set_verbosity_error()
     logging.getLogger("optimum").setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """Fill masks with a masked language model, fast and without torch.
 
-    from mlm_infer import MaskFiller
+from mlm_infer import MaskFiller
 
-    MaskFiller().fill("This is a great [MASK].").masks[0].predictions[0].text
+MaskFiller().fill("This is a great [MASK].").masks[0].predictions[0].text
 """
 
 from typing import TYPE_CHECKING, Any

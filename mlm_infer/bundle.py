@@ -9,7 +9,16 @@ from typing import Any
 
 from .errors import BundleError
 
-__all__ = ["MANIFEST", "SCHEMA", "TOKENIZER", "Manifest", "ModelFile", "StoredFile", "hash_file", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "TOKENIZER",
+    "Manifest",
+    "ModelFile",
+    "StoredFile",
+    "hash_file",
+    "read_manifest",
+]
 
 MANIFEST = "mlm_infer.json"
 TOKENIZER = "tokenizer.json"
@@ -99,7 +108,9 @@ class Manifest:
         if size != stored.bytes:
             raise BundleError(f"{path} has {size:,} bytes, the manifest says {stored.bytes:,}; copy or export it again")
         if hash_file(path).sha256 != stored.sha256:
-            raise BundleError(f"{path} is damaged or was changed: its sha256 is not the manifest's; copy or export it again")
+            raise BundleError(
+                f"{path} is damaged or was changed: its sha256 is not the manifest's; copy or export it again"
+            )
         return path
 
 
@@ -154,12 +165,16 @@ def _parse(path: Path, values: Mapping[str, Any]) -> Manifest:
     }
     for name, kind in expected.items():
         if not isinstance(values.get(name), kind):
-            raise BundleError(f"{path}: {name} is {values.get(name)!r}, not of type {kind.__name__}; export the model again")
+            raise BundleError(
+                f"{path}: {name} is {values.get(name)!r}, not of type {kind.__name__}; export the model again"
+            )
     try:
         models = {precision: ModelFile(**each) for precision, each in values["models"].items()}
         files = {name: StoredFile(**each) for name, each in values["files"].items()}
     except TypeError as error:
-        raise BundleError(f"{path}: models or files are not as this version writes them; export the model again") from error
+        raise BundleError(
+            f"{path}: models or files are not as this version writes them; export the model again"
+        ) from error
     for name in files:
         if Path(name).name != name:
             raise BundleError(f"{path} names the file {name!r}; a bundle's files lie in its own folder")

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 __all__ = ["open_checkpoint"]
 
 
-def open_checkpoint(model: str, *, attention: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
+def open_checkpoint(
+    model: str, *, attention: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
     """Load a masked language model and its tokenizer.
 
     Args:
@@ -32,16 +34,18 @@ def open_checkpoint(model: str, *, attention: str | None = None) -> "tuple[PreTr
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{model} is no checkpoint: it holds no config.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
         loaded, info = AutoModelForMaskedLM.from_pretrained(
             model, output_loading_info=True, dtype=torch.float32, attn_implementation=attention
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"cannot load {model} as a masked language model: {reason[0]}") from error
     if tokenizer.mask_token_id is None:
         raise ModelError(f"the tokenizer of {model} has no mask token, so nothing can be masked")
     embeddings = loaded.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
-        raise ModelError(f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only {embeddings} embeddings")
+        raise ModelError(
+            f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only {embeddings} embeddings"
+        )
     return loaded, tokenizer, sorted(info["missing_keys"])

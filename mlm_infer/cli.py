@@ -14,6 +14,7 @@ from .errors import DataError, InputError
 from .tables import format_table
 
 if TYPE_CHECKING:
+    from .filler import MaskFiller
     from .results import FillResult
 
 __all__ = ["main"]
@@ -24,7 +25,14 @@ _CHUNK = 256
 @click.command()
 @click.argument("texts", nargs=-1)
 @click.option("--model", "-m", help="Folder of a bundle.  [default: the small English model of the package]")
-@click.option("--file", "-f", "paths", multiple=True, type=click.Path(path_type=Path), help="Text file, one text a line.")
+@click.option(
+    "--file",
+    "-f",
+    "paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Text file, one text a line.",
+)
 @click.option("--top-k", "-k", default=5, show_default=True, help="Predictions a mask.")
 @click.option("--targets", "-t", multiple=True, help="Word to choose among; repeat it, or separate with commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -44,7 +52,7 @@ def main(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Fill the masks of TEXTS; a text of - reads lines from standard input.
+    r"""Fill the masks of TEXTS; a text of - reads lines from standard input.
 
     \b
     mlm-fill "This is a great [MASK]."
@@ -61,24 +69,26 @@ def main(
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()
     with click.progressbar(length=_count(texts, paths), label="Filling", file=sys.stderr, hidden=hidden) as bar:
         while chunk := list(islice(lines, _CHUNK)):
-            for result in _fill(filler.fill_batch, chunk, top_k, words or None):
+            for result in _fill(filler, chunk, top_k, words or None):
                 click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
             bar.update(len(chunk))
 
 
-def _fill(fill_batch, chunk: list[tuple[str, str]], top_k: int, targets: list[str] | None) -> "Iterator[FillResult]":  # type: ignore[no-untyped-def] # noqa: ANN001
+def _fill(
+    filler: "MaskFiller", chunk: list[tuple[str, str]], top_k: int, targets: list[str] | None
+) -> "Iterator[FillResult]":
     """Yield the results of a chunk; where a text is wrong, those before it come first, then its error."""
     try:
-        yield from fill_batch([text for _, text in chunk], top_k=top_k, targets=targets)
+        yield from filler.fill_batch([text for _, text in chunk], top_k=top_k, targets=targets)
     except InputError:
         for place, text in chunk:
             try:
-                results = fill_batch([text], top_k=top_k, targets=targets)
+                result = filler.fill(text, top_k=top_k, targets=targets)
             except InputError as error:
                 if not place:
                     raise
                 raise DataError(f"{place}: {error}") from error
-            yield from results
+            yield result
 
 
 def _lines(texts: Sequence[str], paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -101,7 +111,9 @@ def _read(name: str, stream: TextIO) -> Iterator[tuple[str, str]]:
             if line.strip():
                 yield f"{name}, line {number}", line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 ({error.reason} at byte {error.start} of a block); convert it first") from error
+        raise DataError(
+            f"{name} is not UTF-8 ({error.reason} at byte {error.start} of a block); convert it first"
+        ) from error
 
 
 def _count(texts: Sequence[str], paths: Sequence[Path]) -> int | None:

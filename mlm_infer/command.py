@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -20,6 +21,8 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        # A polite kill cleans up as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
         try:
             function(*args, **kwargs)

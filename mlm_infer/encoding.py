@@ -70,7 +70,9 @@ class TextEncoder:
             if not isinstance(text, str):
                 raise InputError(f"{_name(row, texts)} is a {type(text).__name__}, {text!r:.60}; give strings")
             if not text.strip():
-                raise InputError(f"{_name(row, texts)} is empty; write a sentence with {self._manifest.mask_token} in it")
+                raise InputError(
+                    f"{_name(row, texts)} is empty; write a sentence with {self._manifest.mask_token} in it"
+                )
         spans = [tuple(match.span() for match in self._masks.finditer(text)) for text in texts]
         own = self._manifest.mask_token
         encodings = self._tokenizer.encode_batch_fast([self._masks.sub(lambda _match: own, text) for text in texts])
@@ -82,14 +84,18 @@ class TextEncoder:
         text, manifest = texts[row], self._manifest
         positions = tuple(index for index, token in enumerate(ids) if token == manifest.mask_id)
         if not positions:
-            raise InputError(f"{_name(row, texts)} has no mask; write {manifest.mask_token} where a word is missing: {text!r:.80}")
+            raise InputError(
+                f"{_name(row, texts)} has no mask; write {manifest.mask_token} where a word is missing: {text!r:.80}"
+            )
         if len(ids) > manifest.max_length:
             raise InputError(
-                f"{_name(row, texts)} has {len(ids)} tokens, this model takes at most {manifest.max_length}; shorten it: {text!r:.60}"
+                f"{_name(row, texts)} has {len(ids)} tokens, this model takes at most {manifest.max_length}; "
+                f"shorten it: {text!r:.60}"
             )
         if len(positions) != len(spans):
             raise InputError(
-                f"{_name(row, texts)} has {len(spans)} masks, its tokens {len(positions)}; put spaces around {manifest.mask_token}: {text!r:.60}"
+                f"{_name(row, texts)} has {len(spans)} masks, its tokens {len(positions)}; "
+                f"put spaces around {manifest.mask_token}: {text!r:.60}"
             )
         return EncodedText(text, ids, positions, spans)
 
@@ -166,7 +172,9 @@ class TextEncoder:
                 pieces = self._tokenizer.encode(f" {stripped}", add_special_tokens=False).ids
                 if len(pieces) != 1:
                     tokens = ", ".join(map(self.token, pieces)) or "none"
-                    raise InputError(f"the target {target!r} is not one token of this model, but {len(pieces)} ({tokens})")
+                    raise InputError(
+                        f"the target {target!r} is not one token of this model, but {len(pieces)} ({tokens})"
+                    )
                 token_id = pieces[0]
             found[token_id] = None
         if not found:

@@ -102,7 +102,9 @@ class MaskFiller:
         )
 
     def __repr__(self) -> str:
-        return f"MaskFiller({str(self.info.path)!r}, precision={self.info.precision!r}, provider={self.info.provider!r})"
+        return (
+            f"MaskFiller({str(self.info.path)!r}, precision={self.info.precision!r}, provider={self.info.provider!r})"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -165,9 +167,7 @@ class MaskFiller:
         answers = self._predict(encoded, top_k, target_ids)
         return [self._result(*pair) for pair in zip(encoded, answers, strict=True)]
 
-    def __call__(
-        self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None
-    ) -> list[Any]:
+    def __call__(self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None) -> list[Any]:
         """Answer exactly as `transformers.pipeline("fill-mask")` does.
 
         Args:
@@ -199,7 +199,9 @@ class MaskFiller:
 
     def _check_top_k(self, top_k: int) -> None:
         if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= self._manifest.vocab_size:
-            raise InputError(f"top_k is {top_k!r}; it must be from 1 to {self._manifest.vocab_size}, the size of the vocabulary")
+            raise InputError(
+                f"top_k is {top_k!r}; it must be from 1 to {self._manifest.vocab_size}, the size of the vocabulary"
+            )
 
     def _predict(
         self, texts: Sequence[EncodedText], top_k: int, target_ids: list[int] | None
@@ -224,7 +226,11 @@ class MaskFiller:
             input_ids[row, : len(text.ids)] = text.ids
             attention_mask[row, : len(text.ids)] = 1
         rows = [row * length + position for row, text in enumerate(texts) for position in text.positions]
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": np.zeros_like(input_ids)}
+        feeds = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": np.zeros_like(input_ids),
+        }
         feeds = {name: feeds[name] for name in self._manifest.inputs}
         feeds["mask_rows"] = np.array(rows, np.int64)
         candidates = target_ids or []
@@ -237,11 +243,11 @@ class MaskFiller:
         order = np.argsort(-logprobs, axis=1, kind="stable")[:, :top_k]
         return np.take_along_axis(feeds["candidates"], order, 1), np.take_along_axis(logprobs, order, 1)
 
-    def _result(
-        self, text: EncodedText, answer: tuple[NDArray[np.int64], NDArray[np.float32]]
-    ) -> FillResult:
+    def _result(self, text: EncodedText, answer: tuple[NDArray[np.int64], NDArray[np.float32]]) -> FillResult:
         masks = []
-        for position, span, ids, logprobs in zip(text.positions, text.spans, *(each.tolist() for each in answer), strict=True):
+        for position, span, ids, logprobs in zip(
+            text.positions, text.spans, *(each.tolist() for each in answer), strict=True
+        ):
             predictions = tuple(
                 Prediction(
                     token=self._encoder.token(token_id),
@@ -256,9 +262,7 @@ class MaskFiller:
             masks.append(MaskResult(position, span, predictions))
         return FillResult(text.text, tuple(masks))
 
-    def _as_pipeline(
-        self, text: EncodedText, answer: tuple[NDArray[np.int64], NDArray[np.float32]]
-    ) -> list[Any]:
+    def _as_pipeline(self, text: EncodedText, answer: tuple[NDArray[np.int64], NDArray[np.float32]]) -> list[Any]:
         single = len(text.positions) == 1
         rows = []
         for position, ids, scores in zip(text.positions, answer[0].tolist(), np.exp(answer[1]).tolist(), strict=True):

@@ -52,13 +52,17 @@ def resolve_device(device: str) -> tuple[str, int]:
 
 
 def _why_no_cuda() -> str:
-    installed = {each.name.lower() for each in importlib.metadata.distributions() if each.name.startswith("onnxruntime")}
+    installed = {
+        each.name.lower() for each in importlib.metadata.distributions() if each.name.startswith("onnxruntime")
+    }
     if {"onnxruntime", "onnxruntime-gpu"} <= installed:
         return (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "pip uninstall both, then pip install 'mlm-infer[gpu]'"
         )
-    return "the installed onnxruntime is built for the CPU; pip uninstall onnxruntime, then pip install 'mlm-infer[gpu]'"
+    return (
+        "the installed onnxruntime is built for the CPU; pip uninstall onnxruntime, then pip install 'mlm-infer[gpu]'"
+    )
 
 
 class Session:
@@ -76,7 +80,9 @@ class Session:
         BundleError: ONNX Runtime cannot load the file.
     """
 
-    def __init__(self, path: Path, *, kind: str, number: int = 0, fall_back: bool = False, threads: int | None = None):
+    def __init__(
+        self, path: Path, *, kind: str, number: int = 0, fall_back: bool = False, threads: int | None = None
+    ) -> None:
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
@@ -100,8 +106,8 @@ class Session:
             # ONNX Runtime lists what it was built with, and quietly takes the CPU where that cannot start.
             if not fall_back:
                 raise DeviceError(
-                    f"device is 'cuda:{number}', but ONNX Runtime could not start CUDA there (no such GPU, or its driver, "
-                    "CUDA or cuDNN libraries are missing); see nvidia-smi, or take device='cpu'"
+                    f"device is 'cuda:{number}', but ONNX Runtime could not start CUDA there (no such GPU, or its "
+                    "driver, CUDA or cuDNN libraries are missing); see nvidia-smi, or take device='cpu'"
                 )
             logger.warning("CUDA cannot be started here; filling masks on the CPU")
 

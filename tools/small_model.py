@@ -36,9 +36,26 @@ def main(folder: Path) -> None:
         text.write_text("\n".join(documents) + "\n", encoding="utf-8")
     model = folder / "checkpoint"
     if not model.exists():
-        command = ["mlm-train", "--model", str(base), "--data", str(text), "--output", str(model), *_TRAIN.split()]
+        command = [
+            "mlm-train",
+            "--model",
+            str(base),
+            "--data",
+            str(text),
+            "--output",
+            str(model),
+            *_TRAIN.split(),
+        ]
         subprocess.run(command, check=True)  # noqa: S603
-    command = ["mlm-export", str(model), str(folder / "english-small"), "--quantize", "--only", "int8", "--force"]
+    command = [
+        "mlm-export",
+        str(model),
+        str(folder / "english-small"),
+        "--quantize",
+        "--only",
+        "int8",
+        "--force",
+    ]
     subprocess.run(command, check=True)  # noqa: S603
 
 

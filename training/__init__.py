@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from .config import TrainConfig, load_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from .run import fine_tune
     from .report import Evaluation, TrainReport
+    from .run import fine_tune
 
 __all__ = ["Evaluation", "TrainConfig", "TrainReport", "fine_tune", "load_recipe", "recipe_names"]
 

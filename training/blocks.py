@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
@@ -38,7 +37,7 @@ class Blocks(Dataset[dict[str, list[int]]]):
         """Return at most `count` of the blocks, drawn without replacement and kept in order."""
         if count is None or count >= len(self.ids):
             return self
-        rows: NDArray[np.int64] = np.sort(np.random.default_rng(seed).permutation(len(self.ids))[:count])
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self.ids))[:count])
         return Blocks([self.ids[row] for row in rows], self._special_ids)
 
 
@@ -67,9 +66,7 @@ def make_blocks(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase,
         desc="Tokenizing",
     )
     separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    blocks = [
-        tokenizer.build_inputs_with_special_tokens(chunk) for chunk in _chunks(tokenized, separator, room)
-    ]
+    blocks = [tokenizer.build_inputs_with_special_tokens(chunk) for chunk in _chunks(tokenized, separator, room)]
     if not blocks:
         raise DataError("the text gives no tokens with this tokenizer")
     return Blocks(blocks, frozenset(tokenizer.all_special_ids))

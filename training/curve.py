@@ -24,7 +24,11 @@ def save_curve(report: TrainReport, path: Path) -> None:
     loss_axis.plot(steps, [each.loss for each in report.evaluations], "o-", color="#1f5fa8", label="validation loss")
     for each in report.evaluations:
         loss_axis.annotate(
-            f"{each.perplexity:,.4g}", (each.step, each.loss), xytext=(0, 8), textcoords="offset points", ha="center"
+            f"{each.perplexity:,.4g}",
+            (each.step, each.loss),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
         )
     loss_axis.set(
         xlabel="weight updates",

@@ -82,7 +82,9 @@ def load_documents(
     flat = raw.flatten()
     if text_column not in flat.column_names:
         columns = ", ".join(flat.column_names) or "none"
-        raise DataError(f"{source} has no column {text_column!r}; its columns are {columns}: name one with --text-column")
+        raise DataError(
+            f"{source} has no column {text_column!r}; its columns are {columns}: name one with --text-column"
+        )
     documents = flat.select_columns([text_column]).map(
         lambda rows: {"text": [_join(value) for value in rows[text_column]]},
         batched=True,
@@ -103,7 +105,9 @@ def _join(value: Any) -> str:
         return value.strip()
     if isinstance(value, list):
         return " ".join(filter(None, map(_join, value)))
-    raise DataError(f"the text column holds a {type(value).__name__}, {value!r}; it must hold strings or lists of strings")
+    raise DataError(
+        f"the text column holds a {type(value).__name__}, {value!r}; it must hold strings or lists of strings"
+    )
 
 
 def _load_raw(source: str, split: str, data_config: str | None, data_revision: str | None) -> datasets.Dataset:
@@ -112,9 +116,9 @@ def _load_raw(source: str, split: str, data_config: str | None, data_revision: s
             raise DataError(f"{BUILT_IN} has no split {split!r}; it has train and validation")
         return datasets.Dataset.from_dict({"text": movie_reviews("train" if split == "train" else "validation")})
     path = Path(source).expanduser()
+    builder, files = _local_files(path) if path.exists() else ("", [])
     try:
-        if path.exists():
-            builder, files = _local_files(path)
+        if builder:
             loaded = datasets.load_dataset(builder, data_files={"train": files}, split=split)
         else:
             loaded = datasets.load_dataset(source, data_config, revision=data_revision, split=split)
@@ -132,7 +136,9 @@ def _local_files(path: Path) -> tuple[str, list[str]]:
         kinds = sorted({file.suffix.lower() for file in files})
         if len({_BUILDERS[kind] for kind in kinds}) != 1:
             found = ", ".join(kinds) or "none"
-            raise DataError(f"the folder {path} must hold data files of one kind ({', '.join(_BUILDERS)}); found {found}")
+            raise DataError(
+                f"the folder {path} must hold data files of one kind ({', '.join(_BUILDERS)}); found {found}"
+            )
     else:
         files = [path]
     builder = _BUILDERS.get(files[0].suffix.lower())

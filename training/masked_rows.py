@@ -35,7 +35,12 @@ def head_at_rows(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
 
 
 def masked_logits(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor, *, fast: bool
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    rows: torch.Tensor,
+    *,
+    fast: bool,
 ) -> torch.Tensor:
     """Return the fp32 logits at flat rows of a batch, [rows, vocabulary].
 

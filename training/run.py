@@ -88,13 +88,23 @@ def fine_tune(
         config.max_validation_blocks, config.seed
     )
     frozen = freeze_masks(
-        validation, tokenizer, mlm_probability=config.mlm_probability, batch_size=config.batch_size, seed=config.seed
+        validation,
+        tokenizer,
+        mlm_probability=config.mlm_probability,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
     recorder = _Recorder(on_evaluation)
     trainer = MaskedLMTrainer(
         frozen=frozen,
         model=model,
-        args=_arguments(config, work, precision, steps_an_epoch=-(-len(train) // config.batch_size), evaluate_first=checkpoint is None),
+        args=_arguments(
+            config,
+            work,
+            precision,
+            steps_an_epoch=-(-len(train) // config.batch_size),
+            evaluate_first=checkpoint is None,
+        ),
         train_dataset=train,
         eval_dataset=validation,
         data_collator=mask_collator(tokenizer, config.mlm_probability, config.seed + 1),
@@ -136,7 +146,9 @@ def fine_tune(
     return report
 
 
-def _arguments(config: TrainConfig, work: Path, precision: str, *, steps_an_epoch: int, evaluate_first: bool) -> TrainingArguments:
+def _arguments(
+    config: TrainConfig, work: Path, precision: str, *, steps_an_epoch: int, evaluate_first: bool
+) -> TrainingArguments:
     updates = max(1, int(steps_an_epoch * config.epochs / config.gradient_accumulation_steps))
     return TrainingArguments(
         output_dir=str(work),

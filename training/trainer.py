@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .blocks import MaskedBatch
 from .masked_rows import head_at_rows, masked_logits, rows_are_exact
@@ -71,7 +78,9 @@ class MaskedLMTrainer(Trainer):  # type: ignore[misc]
         first = frozen[0]
         # nn.DataParallel replicates the model, and a hook with one set of rows would serve them all.
         self._fast = self.args.n_gpu <= 1 and rows_are_exact(
-            self.model, first.input_ids[:2].to(self.args.device), first.attention_mask[:2].to(self.args.device)
+            self.model,
+            first.input_ids[:2].to(self.args.device),
+            first.attention_mask[:2].to(self.args.device),
         )
 
     def compute_loss(

@@ -1,0 +1,46 @@
+# make demo | test | lint | bench | wheel-check | help: each installs what it needs into .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-short test lint bench wheel-check small-model clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(STAMP): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,train,export,bench,dev]'
+	touch $@
+
+setup: $(STAMP)  ## Create .venv with everything in it
+
+demo: $(STAMP)  ## Fine-tune, export and fill masks on real text (under 6 minutes on 2 cores)
+	python examples/demo.py
+
+demo-short: $(STAMP)  ## The same with less training (under 90 seconds)
+	python examples/demo.py --short
+
+test: $(STAMP)  ## Run the tests
+	python -m pytest -q
+
+lint: $(STAMP)  ## Check style and types
+	ruff check .
+	ruff format --check .
+	python tools/type_check.py
+
+bench: $(STAMP)  ## Measure against the transformers pipeline and other engines
+	python -m mlm_infer.benchmarks
+
+wheel-check: $(STAMP)  ## Install the wheel with [cpu] alone into an empty environment and fill a mask there
+	bash tools/wheel_check.sh
+
+small-model: $(STAMP)  ## Make the model that ships in the wheel again (half an hour)
+	python tools/small_model.py .work/small-model
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) .work build dist *.egg-info

@@ -1,0 +1,57 @@
+"""Models that the tests run: a real small checkpoint, and tiny ones of three families built in code."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real BERT checkpoint, 2 layers and 128 wide."""
+    from sources import base_checkpoint
+
+    return base_checkpoint(ROOT / ".work" / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random checkpoints by family, with tokenizers trained on the built-in reviews."""
+    from tiny_models import BUILDERS
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return {family: build(folder / family) for family, build in BUILDERS.items()}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(base: Path, tiny: dict[str, Path]) -> dict[str, Path]:
+    """Every checkpoint by name."""
+    return {"base": base, **tiny}
+
+
+@pytest.fixture(scope="session")
+def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle with fp32 and int8 of every checkpoint."""
+    from mlm_infer.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("bundles")
+    for name, checkpoint in checkpoints.items():
+        export_bundle(str(checkpoint), folder / name, precisions=["fp32", "int8"])
+    return {name: folder / name for name in checkpoints}
+
+
+@pytest.fixture
+def offline_pipeline() -> Iterator[Any]:
+    """`transformers.pipeline("fill-mask")` on the CPU, quietly."""
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    yield lambda path: pipeline("fill-mask", model=str(path), device="cpu")
+    logging.set_verbosity(verbosity)

@@ -1,0 +1,100 @@
+"""Bundles that are missing, half-written, damaged or from another time are refused with one clear line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlm_infer import BundleError, DeviceError, InputError, MaskFiller
+
+
+@pytest.fixture
+def bundle(bundles: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(bundles["bert"], tmp_path / "bundle"))
+
+
+def edit(bundle: Path, change: Callable[[dict[str, object]], object]) -> None:
+    """Change the manifest."""
+    path = bundle / "mlm_infer.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    """The message says how to write one."""
+    with pytest.raises(BundleError, match="no folder .*mlm-export"):
+        MaskFiller(tmp_path / "nowhere")
+
+
+def test_empty_folder_and_checkpoint(tmp_path: Path, base: Path) -> None:
+    """A folder without a manifest; for a checkpoint, the command names it."""
+    with pytest.raises(BundleError, match=r"holds no mlm_infer\.json"):
+        MaskFiller(tmp_path)
+    with pytest.raises(BundleError, match=f"mlm-export {base} OUT"):
+        MaskFiller(base)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.int8.onnx"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_damaged_file(bundle: Path, name: str, damage: str) -> None:
+    """The message names the file."""
+    path = bundle / name
+    data = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data[:-10] if damage == "truncated" else data)
+    with pytest.raises(BundleError, match=name):
+        MaskFiller(bundle)
+
+
+def test_half_written_manifest(bundle: Path) -> None:
+    """A cut manifest is no JSON."""
+    path = bundle / "mlm_infer.json"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(BundleError, match="not JSON"):
+        MaskFiller(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("mask_id"), "mask_id"),
+        (lambda values: values.update(schema=99), "upgrade"),
+        (lambda values: values.pop("schema"), "schema"),
+        (lambda values: values["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "own folder"),
+        (lambda values: values["models"].update(int8={"name": "x"}), "models or files"),
+    ],
+)
+def test_wrong_manifest(bundle: Path, change: Callable[[dict[str, object]], object], message: str) -> None:
+    """Missing fields, a newer schema, and files outside the folder."""
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        MaskFiller(bundle)
+
+
+def test_precision_and_device(bundle: Path) -> None:
+    """What the bundle lacks and what the machine lacks."""
+    edit(bundle, lambda values: values["models"].pop("int8"))  # type: ignore[attr-defined]
+    assert MaskFiller(bundle).info.precision == "fp32"
+    with pytest.raises(InputError, match="holds fp32"):
+        MaskFiller(bundle, precision="int8")
+    with pytest.raises(InputError, match="device is 'tpu'"):
+        MaskFiller(bundle, device="tpu")
+    with pytest.raises(InputError, match="threads is 0"):
+        MaskFiller(bundle, threads=0)
+
+
+def test_cuda_that_is_not_there_is_an_error(bundle: Path) -> None:
+    """Never a silent fallback."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(DeviceError, match="pip install 'mlm-infer"):
+        MaskFiller(bundle, device="cuda")

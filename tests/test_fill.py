@@ -1,0 +1,193 @@
+"""`fill` and `fill_batch`: typed results, the user's own text, batches, and every wrong argument."""
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlm_infer import InputError, MaskFiller
+from mlm_infer.samples import movie_reviews
+
+from .test_pipeline_parity import NAMES, masked_sentences
+
+
+@pytest.fixture(scope="module")
+def filler(bundles: dict[str, Path]) -> MaskFiller:
+    """The real model in fp32."""
+    return MaskFiller(bundles["base"], precision="fp32")
+
+
+def test_result_shape(filler: MaskFiller) -> None:
+    """One mask and two give the same shape, and everything is frozen."""
+    for text, masks in (("A [MASK] film.", 1), ("A [MASK] film with a [MASK].", 2)):
+        result = filler.fill(text, top_k=3)
+        assert result.text == text
+        assert len(result.masks) == masks
+        for mask in result.masks:
+            assert text[slice(*mask.span)] == "[MASK]"
+            assert len(mask.predictions) == 3
+            assert [each.score for each in mask.predictions] == sorted(
+                (e.score for e in mask.predictions), reverse=True
+            )
+            for each in mask.predictions:
+                assert each.score == pytest.approx(math.exp(each.logprob))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.text = "other"  # type: ignore[misc]
+    assert result.to_dict()["masks"][0]["predictions"][0]["token_id"] == result.masks[0].predictions[0].token_id
+
+
+def test_scores_are_probabilities_over_the_vocabulary(filler: MaskFiller) -> None:
+    """All of them sum to one."""
+    result = filler.fill("A [MASK] film.", top_k=filler.info.vocab_size)
+    assert sum(each.score for each in result.masks[0].predictions) == pytest.approx(1, abs=1e-4)
+
+
+def test_sequence_keeps_the_users_text(filler: MaskFiller) -> None:
+    """Case, odd spaces and quotes stay; only the mask is replaced."""
+    text = "  The  DIRECTOR's [MASK]\twas “GREAT”…\n"
+    result = filler.fill(text, targets=["work", "acting"])
+    for each in result.masks[0].predictions:
+        assert each.sequence == text.replace("[MASK]", each.text)
+
+
+@pytest.mark.parametrize(("name", "mask"), [("base", "<mask>"), ("roberta", "[MASK]")])
+def test_other_spelling_of_the_mask(name: str, mask: str, bundles: dict[str, Path]) -> None:
+    """`[MASK]` and `<mask>` mean the same to every model, and spans refer to what the user wrote."""
+    filler = MaskFiller(bundles[name], precision="fp32")
+    own = filler.info.mask_token
+    foreign, native = (filler.fill(f"One {each} film and a {each}.") for each in (mask, own))
+    assert [m.predictions[0].logprob for m in foreign.masks] == [m.predictions[0].logprob for m in native.masks]
+    assert all(foreign.text[slice(*each.span)] == mask for each in foreign.masks)
+
+
+def test_byte_level_words(bundles: dict[str, Path]) -> None:
+    """A target is found whether or not it is written with a space, and joins the text with one space."""
+    filler = MaskFiller(bundles["roberta"], precision="fp32")
+    spaced = filler.fill("This is a <mask> of mine.", targets=[" film"]).masks[0].predictions[0]
+    plain = filler.fill("This is a <mask> of mine.", targets="film").masks[0].predictions[0]
+    assert spaced == plain
+    assert (plain.token, plain.text, plain.sequence) == ("Ġfilm", "film", "This is a film of mine.")
+    touching = filler.fill("This is a<mask> of mine.", targets="film").masks[0].predictions[0]
+    assert touching.sequence == "This is a film of mine."
+
+
+def test_word_piece_continuations_join(filler: MaskFiller) -> None:
+    """A token that continues a word joins the word before the mask."""
+    found = [
+        each for each in filler.fill("He was walk [MASK].", top_k=2000).masks[0].predictions if each.token == "##ing"
+    ]
+    assert [(each.text, each.sequence) for each in found] == [("ing", "He was walking.")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_equals_single(name: str, bundles: dict[str, Path]) -> None:
+    """A text's answer does not depend on its batch, whatever the mix of lengths, within fp32 rounding."""
+    filler = MaskFiller(bundles[name], precision="fp32")
+    texts = masked_sentences(filler.info.mask_token, 120, seed=3)
+    random.Random(0).shuffle(texts)
+    for together, text in zip(filler.fill_batch(texts), texts, strict=True):
+        alone = filler.fill(text)
+        assert together.text == text
+        for one, other in zip(together.masks, alone.masks, strict=True):
+            assert (one.span, one.position) == (other.span, other.position)
+            np.testing.assert_allclose(
+                [each.score for each in one.predictions], [each.score for each in other.predictions], atol=1e-6
+            )
+
+
+def test_many_masks_first_last_and_longest(filler: MaskFiller) -> None:
+    """Eight masks, masks at both ends, and a text of the greatest length."""
+    assert len(filler.fill(" ".join(["[MASK]"] * 8)).masks) == 8
+    room = filler.info.max_length - 2
+    longest = filler.fill("[MASK] " + "good " * (room - 2) + "[MASK]")
+    assert [mask.position for mask in longest.masks] == [1, room]
+
+
+def test_no_texts(filler: MaskFiller) -> None:
+    """Nothing in, nothing out."""
+    assert filler.fill_batch([]) == []
+    assert filler([]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A film.", r"no mask; write \[MASK\]"),
+        ("", "empty"),
+        ("  \n", "empty"),
+        (7, "int"),
+        (None, "NoneType"),
+        ("good " * 511 + "[MASK]", "514 tokens, this model takes at most 512"),
+    ],
+)
+def test_wrong_text(filler: MaskFiller, text: Any, message: str) -> None:
+    """Each says what is wrong, and is a ValueError as in the pipeline."""
+    with pytest.raises(InputError, match=message) as caught:
+        filler.fill(text)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 30523, 2.0, "5", None, True])
+def test_wrong_top_k(filler: MaskFiller, top_k: Any) -> None:
+    """Out of range or of another type: the message says the range."""
+    with pytest.raises(InputError, match="from 1 to 30522"):
+        filler.fill("A [MASK].", top_k=top_k)
+    with pytest.raises(InputError, match="from 1 to 30522"):
+        filler("A [MASK].", top_k=top_k)
+
+
+@pytest.mark.parametrize("targets", [[], [""], [3], ["a whole phrase"], ["zzzzxq"]])
+def test_wrong_targets(filler: MaskFiller, targets: Any) -> None:
+    """A target must be one token of the model."""
+    with pytest.raises(InputError, match="target"):
+        filler.fill("A [MASK].", targets=targets)
+
+
+def test_wrong_list(filler: MaskFiller) -> None:
+    """The message names the text that is wrong; a string is not a list."""
+    with pytest.raises(InputError, match="text 1 of 3 is a int"):
+        filler.fill_batch(["A [MASK].", 3, "B [MASK]."])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="text 1 of 2 has no mask"):
+        filler(["A [MASK].", "no"])
+    with pytest.raises(InputError, match="give a list"):
+        filler.fill_batch("A [MASK].")
+
+
+def test_closed(bundles: dict[str, Path]) -> None:
+    """A closed filler says so."""
+    with MaskFiller(bundles["bert"]) as filler:
+        filler.fill("A [MASK].")
+    with pytest.raises(InputError, match="closed"):
+        filler.fill("A [MASK].")
+
+
+def test_shipped_model_fills() -> None:
+    """The small model of the package opens without a name and knows a little English."""
+    filler = MaskFiller()
+    assert filler.info.precision == "int8"
+    words = {each.text for each in filler.fill("This is one of the best [MASK] of the year.").masks[0].predictions}
+    assert words & {"films", "movies", "pictures"}
+
+
+def test_int8_agrees(bundles: dict[str, Path]) -> None:
+    """int8 gives nearly the answers of fp32 on real sentences."""
+    texts = [text for text in masked_sentences("[MASK]", 200, seed=5)]
+    exact, small = (MaskFiller(bundles["base"], precision=each).fill_batch(texts) for each in ("fp32", "int8"))
+    same = [
+        one.predictions[0].token_id == other.predictions[0].token_id
+        for mine, theirs in zip(exact, small, strict=True)
+        for one, other in zip(mine.masks, theirs.masks, strict=True)
+    ]
+    assert np.mean(same) > 0.8
+
+
+def test_samples() -> None:
+    """The built-in reviews: no sentence is in both splits."""
+    train, validation = movie_reviews(), movie_reviews("validation")
+    assert (len(train), len(validation)) == (9543, 1060)
+    assert not set(train) & set(validation)

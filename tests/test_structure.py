@@ -1,0 +1,94 @@
+"""What must always hold: light imports, one direction between packages, the wheel's contents, quick --help."""
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = {
+    "torch",
+    "transformers",
+    "optimum",
+    "datasets",
+    "onnx",
+    "onnx_ir",
+    "accelerate",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running some code."""
+    script = f"{code}\nimport sys, json; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_filling_a_mask_loads_nothing_heavy() -> None:
+    """numpy, tokenizers and onnxruntime are all there is."""
+    loaded = loaded_by("from mlm_infer import MaskFiller; MaskFiller()('A [MASK] film.')")
+    assert {"numpy", "tokenizers", "onnxruntime"} <= loaded
+    assert not loaded & HEAVY
+    third_party = {"numpy", "tokenizers", "onnxruntime", "mlm_infer"}
+    allowed = third_party | set(sys.stdlib_module_names) | loaded_by("import numpy, onnxruntime, tokenizers")
+    assert not {name for name in loaded - allowed if not name.startswith("_")}
+
+
+def test_import_alone_loads_nothing() -> None:
+    """`import mlm_infer` does no work, not even numpy's."""
+    assert not loaded_by("import mlm_infer") & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
+
+
+@pytest.mark.parametrize(
+    "module", ["mlm_infer.cli", "mlm_infer.training.cli", "mlm_infer.export.cli", "mlm_infer.benchmarks.cli"]
+)
+def test_help_comes_before_heavy_imports(module: str) -> None:
+    """`--help` needs click alone."""
+    loaded = loaded_by(f"import runpy, sys\nfrom {module} import main\ntry: main(['--help'])\nexcept SystemExit: pass")
+    assert not loaded & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
+
+
+def test_imports_go_one_way() -> None:
+    """training, export and benchmarks import mlm_infer; it imports none of them, nor they each other."""
+    parts = {"training", "export", "benchmarks"}
+    for folder in ("mlm_infer", *parts):
+        for path in (ROOT / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom):
+                    assert node.level < 2, f"{path} reaches out of its folder"
+                    names = [] if node.level else [node.module or ""]
+                for name in names:
+                    first, _, rest = name.partition(".")
+                    assert first not in parts, f"{path} imports {name} by its folder"
+                    if first == "mlm_infer" and folder != "benchmarks":
+                        assert rest.partition(".")[0] not in parts, f"{path} imports {name}"
+
+
+def test_mapped_folders_are_flat() -> None:
+    """A sub-folder would be left out of the wheel without a warning."""
+    for folder in ("training", "export", "benchmarks"):
+        inner = [path.name for path in (ROOT / folder).iterdir() if path.is_dir() and any(path.glob("*.py"))]
+        assert inner == []
+
+
+def test_wheel_holds_every_module_and_resource(tmp_path: Path) -> None:
+    """What git has of the four packages is what the wheel has."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mlm_infer/")}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    expected = {name for name in tracked if name.startswith("mlm_infer/")}
+    for folder in ("training", "export", "benchmarks"):
+        kinds = (".py", ".toml")
+        expected |= {f"mlm_infer/{name}" for name in tracked if name.startswith(f"{folder}/") and name.endswith(kinds)}
+    assert held == expected
+    assert wheel.stat().st_size < 12_000_000
