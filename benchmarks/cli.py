@@ -42,7 +42,7 @@ def main(model: str | None, precision: str, device: str, threads: int | None, as
     before = time.perf_counter()
     filler.fill_batch(texts)
     rate = len(texts) / (time.perf_counter() - before)
-    hundredths = statistics.quantiles(latencies, n=100)
+    hundredths: list[float] = statistics.quantiles(latencies, n=100)
     figures = {
         "load and first answer, s": first,
         "one text, p50, ms": hundredths[49],

@@ -99,7 +99,7 @@ def _quantize_dense(graph: ir.Graph, node: ir.Node, bits: int, tables: dict[ir.V
     scale = add_constant(graph, f"{node.name or 'dense'}_scale", scales)
     inputs: list[ir.Value | None] = [activation, matrix, scale, None]
     replaced = node
-    users = node.outputs[0].uses()
+    users = list(node.outputs[0].uses())
     if len(users) == 1 and users[0].node.op_type == "Add":
         add = users[0].node
         bias = add.inputs[1 - users[0].idx]

@@ -14,6 +14,8 @@ from .errors import DataError, InputError
 from .tables import format_table
 
 if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
     from .filler import MaskFiller
     from .results import FillResult
 
@@ -67,7 +69,9 @@ def main(
     lines = _lines(texts, paths)
     # A bar is of use only to a person who does not see the answers scroll by.
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()
-    with click.progressbar(length=_count(texts, paths), label="Filling", file=sys.stderr, hidden=hidden) as bar:
+    total = _count(texts, paths)
+    bar: ProgressBar[int]
+    with click.progressbar(length=total, label="Filling", file=sys.stderr, hidden=hidden) as bar:
         while chunk := list(islice(lines, _CHUNK)):
             for result in _fill(filler, chunk, top_k, words or None):
                 click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))

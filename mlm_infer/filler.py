@@ -315,6 +315,11 @@ def _choose_precision(manifest: Manifest, precision: str, kind: str, folder: Pat
     if found is None:
         raise DeviceError(f"{folder} holds {held}, nothing for {kind}; take device='cpu', or export it again with fp32")
     made_for = manifest.models[found].cpu
-    if made_for is not None and made_for != cpu_kind():
-        logger.warning("%s was quantized for %s, this machine is %s: answers may differ", folder, made_for, cpu_kind())
+    if made_for in ("avx512_vnni", "arm64") and cpu_kind() in ("avx2", "avx512"):
+        logger.warning(
+            "%s holds 8-bit weights for %s, whose products overflow on %s: export it again here",
+            folder,
+            made_for,
+            cpu_kind(),
+        )
     return found

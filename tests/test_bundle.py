@@ -26,7 +26,7 @@ def edit(bundle: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 def test_missing_folder(tmp_path: Path) -> None:
     """The message says how to write one."""
-    with pytest.raises(BundleError, match="no folder .*mlm-export"):
+    with pytest.raises(BundleError, match=r"no folder .*mlm-export"):
         MaskFiller(tmp_path / "nowhere")
 
 

@@ -187,7 +187,7 @@ def test_full_disk(base: Path, tmp_path: Path) -> None:
 
 def test_command(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The table on stdout, the steps on stderr; --json; a second run is refused with status 2."""
-    command = ["mlm-export", tiny["roberta"], tmp_path / "out"]
+    command: list[str | Path] = ["mlm-export", tiny["roberta"], tmp_path / "out"]
     done = subprocess.run([*command, "--quantize", "--json"], capture_output=True, text=True, check=True)
     assert {case["precision"] for case in json.loads(done.stdout)["cases"]} == {"fp32", "int8"}
     assert "comparing with PyTorch" in done.stderr

@@ -81,7 +81,7 @@ def test_mapped_folders_are_flat() -> None:
 
 def test_wheel_holds_every_module_and_resource(tmp_path: Path) -> None:
     """What git has of the four packages is what the wheel has."""
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    command: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mlm_infer/")}

@@ -189,7 +189,7 @@ def _last_checkpoint(work: Path) -> Path:
     return found[-1]
 
 
-class _Recorder(TrainerCallback):  # type: ignore[misc]
+class _Recorder(TrainerCallback):
     """Turns the Trainer's log into evaluations, those of a resumed run's first part included."""
 
     def __init__(self, on_evaluation: Callable[[Evaluation], None] | None) -> None:

@@ -69,7 +69,7 @@ def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tup
     return total / count, count
 
 
-class MaskedLMTrainer(Trainer):  # type: ignore[misc]
+class MaskedLMTrainer(Trainer):
     """A Trainer whose loss runs the head at masked positions, and whose evaluation uses frozen masks."""
 
     def __init__(self, *, frozen: Sequence[MaskedBatch], **options: Any) -> None:
@@ -109,5 +109,5 @@ class MaskedLMTrainer(Trainer):  # type: ignore[misc]
             f"{metric_key_prefix}_masked_tokens": float(count),
         }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
