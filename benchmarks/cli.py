@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -34,11 +35,12 @@ def main(model: str | None, precision: str, device: str, threads: int | None, as
     reviews = movie_reviews("validation")
     texts = [" ".join(["[MASK]", *review.split()[1:]]) for review in reviews if len(review.split()) > 1]
     latencies = []
-    with click.progressbar(texts[:300], label="Single texts", file=click.get_text_stream("stderr")) as bar:
-        for text in bar:
+    with click.progressbar(length=300, label="Single texts", file=sys.stderr) as bar:
+        for text in texts[:300]:
             before = time.perf_counter()
             filler.fill(text)
             latencies.append((time.perf_counter() - before) * 1e3)
+            bar.update(1)
     before = time.perf_counter()
     filler.fill_batch(texts)
     rate = len(texts) / (time.perf_counter() - before)
