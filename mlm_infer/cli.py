@@ -71,7 +71,7 @@ def main(
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()
     total = _count(texts, paths)
     bar: ProgressBar[int]
-    with click.progressbar(length=total, label="Filling", file=sys.stderr, hidden=hidden) as bar:
+    with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
         while chunk := list(islice(lines, _CHUNK)):
             for result in _fill(filler, chunk, top_k, words or None):
                 click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))

@@ -11,6 +11,7 @@ from transformers import (
     BertTokenizerFast,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    DistilBertTokenizerFast,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -25,7 +26,7 @@ __all__ = ["BUILDERS"]
 _VOCABULARY = 2000
 
 
-def word_piece(*, lowercase: bool) -> PreTrainedTokenizerFast:
+def word_piece(kind: type[PreTrainedTokenizerFast], *, lowercase: bool) -> PreTrainedTokenizerFast:
     """Train a WordPiece tokenizer as BERT has it."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -37,7 +38,7 @@ def word_piece(*, lowercase: bool) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return BertTokenizerFast(tokenizer_object=tokenizer, do_lower_case=lowercase, model_max_length=64)
+    return kind(tokenizer_object=tokenizer, do_lower_case=lowercase, model_max_length=64)
 
 
 def byte_level_bpe() -> PreTrainedTokenizerFast:
@@ -73,7 +74,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 def bert(folder: Path) -> Path:
     """A cased BERT."""
-    tokenizer = word_piece(lowercase=False)
+    tokenizer = word_piece(BertTokenizerFast, lowercase=False)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -87,7 +88,7 @@ def bert(folder: Path) -> Path:
 
 def distilbert(folder: Path) -> Path:
     """An uncased DistilBERT."""
-    tokenizer = word_piece(lowercase=True)
+    tokenizer = word_piece(DistilBertTokenizerFast, lowercase=True)
     config = DistilBertConfig(
         vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64
     )

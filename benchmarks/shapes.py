@@ -1,0 +1,109 @@
+"""Checkpoints of real shapes with random weights: what speed needs, and nothing to download."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizerFast,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertTokenizerFast,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizerFast,
+)
+
+from mlm_infer.samples import movie_reviews
+
+__all__ = ["SHAPES", "make_checkpoint"]
+
+
+def _word_piece(kind: type[PreTrainedTokenizerFast], size: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(movie_reviews(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return kind(tokenizer_object=_fill_up(tokenizer, size), model_max_length=512)
+
+
+def _byte_level_bpe(size: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(movie_reviews(), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return RobertaTokenizerFast(tokenizer_object=_fill_up(tokenizer, size), model_max_length=512)
+
+
+def _fill_up(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """Give every row of the head a token: the reviews alone do not yield a vocabulary of the real size."""
+    values = json.loads(tokenizer.to_str())
+    vocabulary = values["model"]["vocab"]
+    vocabulary.update({f"filler{number}": number for number in range(len(vocabulary), size)})
+    return Tokenizer.from_str(json.dumps(values))
+
+
+def _distilroberta(layers: int = 6) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    config = RobertaConfig(
+        vocab_size=50265,
+        num_hidden_layers=layers,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return RobertaForMaskedLM(config), _byte_level_bpe(50265)
+
+
+def _distilbert() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    return DistilBertForMaskedLM(DistilBertConfig()), _word_piece(DistilBertTokenizerFast, 30522)
+
+
+def _bert_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    return BertForMaskedLM(BertConfig()), _word_piece(BertTokenizerFast, 30522)
+
+
+SHAPES: dict[str, Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast]]] = {
+    "distilroberta": _distilroberta,
+    "distilbert": _distilbert,
+    "bert-base": _bert_base,
+}
+
+
+def make_checkpoint(shape: str, folder: Path) -> Path:
+    """Write a random checkpoint with the sizes of a well-known model.
+
+    Args:
+        shape: A name of `SHAPES`.
+        folder: Where to put it; one that is there is taken as it is.
+
+    Returns:
+        `folder`.
+    """
+    if not (folder / "config.json").exists():
+        torch.manual_seed(0)
+        model, tokenizer = SHAPES[shape]()
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,237 @@
+"""The graph pass that moves a selection of rows upwards, so that less is computed for the rows not asked for.
+
+A masked language model is asked about a few positions, but its graph answers at all of them. Selecting the
+masked rows at the end and then moving that selection towards the inputs, through every operation that treats
+rows alike (dense layers, layer norms, activations, residuals, softmax, the queries of attention), leaves the
+vocabulary head and, where the operations allow it, all of the last layer but its keys and values to the masked
+rows alone. The pass knows operations, not architectures, and stops where it meets one it does not know.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .graph import add_constant, add_node
+from .shapes import Shape
+
+__all__ = ["Selection", "flat_rows", "move_rows_up", "text_rows"]
+
+_ELEMENTWISE = frozenset(
+    ["Abs", "Add", "And", "BiasGelu", "Cast", "Clip", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "FastGelu", "Gelu", "Greater", "GreaterOrEqual", "HardSwish", "Identity", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "QuickGelu", "Reciprocal", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh", "Where"]
+)
+_NORMS = frozenset(
+    ["LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"]
+)
+_REDUCTIONS = frozenset(["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"])
+
+Shapes = dict[str, Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """One way to select rows.
+
+    Attributes:
+        gather: Adds the nodes that select rows of a [batch, length, ...] value, before a node.
+        mixes_batch: Whether a selected value keeps its texts apart, so that it can meet another value of
+            the same text, as queries meet keys.
+    """
+
+    gather: Callable[[ir.Graph, ir.Value, Shape, ir.Node], ir.Value]
+    mixes_batch: bool
+
+
+def text_rows(positions: ir.Value) -> Selection:
+    """Select `positions` [batch, slots], flat indices into batch * length: [batch, length, ...] -> [batch, slots, ...]."""
+
+    def gather(graph: ir.Graph, value: ir.Value, shape: Shape, before: ir.Node) -> ir.Value:
+        flat_shape = add_constant(graph, "flat_shape", np.array([-1, *shape[2:]], np.int64))
+        flat = add_node(graph, "Reshape", [value, flat_shape], before=before)
+        return add_node(graph, "Gather", [flat, positions], {"axis": 0}, before=before)
+
+    return Selection(gather, mixes_batch=True)
+
+
+def flat_rows(rows: ir.Value) -> Selection:
+    """Select `rows` [rows], flat indices into batch * slots: [batch, slots, ...] -> [1, rows, ...]."""
+
+    def gather(graph: ir.Graph, value: ir.Value, shape: Shape, before: ir.Node) -> ir.Value:
+        flat_shape = add_constant(graph, "flat_shape", np.array([-1, *shape[2:]], np.int64))
+        flat = add_node(graph, "Reshape", [value, flat_shape], before=before)
+        chosen = add_node(graph, "Gather", [flat, rows], {"axis": 0}, before=before)
+        return add_node(graph, "Unsqueeze", [chosen, add_constant(graph, "first_axis", np.array([0]))], before=before)
+
+    return Selection(gather, mixes_batch=False)
+
+
+def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selection) -> list[ir.Node]:
+    """Select rows of the first input of a node, as far up the graph as the operations allow.
+
+    Args:
+        graph: The graph, changed in place.
+        end: The node that wants only rows, axis 1, of its first input.
+        shapes: Symbolic shapes by value name, as they were before any selection.
+        selection: How to select.
+
+    Returns:
+        The nodes that now run on selected rows only.
+    """
+    refused: set[ir.Node] = set()
+    while True:
+        wanted = _wanted_rows(graph, end, shapes, selection, refused)
+        bad = [
+            node
+            for node, inputs in wanted.items()
+            for value, axis in zip(node.inputs, inputs, strict=True)
+            if axis is not None and value is not None
+            if not (value.producer() in wanted or _can_gather(shapes.get(value.name or ""), axis))
+        ]
+        if not bad:
+            break
+        refused.update(bad)
+    gathered: dict[ir.Value, ir.Value] = {}
+
+    def selected(value: ir.Value, before: ir.Node) -> ir.Value:
+        if value.producer() in wanted:
+            return value
+        if value not in gathered:
+            gathered[value] = selection.gather(graph, value, shapes[value.name or ""], before)
+        return gathered[value]
+
+    order = [node for node in graph if node in wanted]
+    for node in order:
+        for index, axis in enumerate(wanted[node]):
+            value = node.inputs[index]
+            if axis is not None and value is not None:
+                node.replace_input_with(index, selected(value, node))
+        if node.op_type == "Reshape":
+            _fix_reshape(graph, node, shapes)
+    first = end.inputs[0]
+    if first is not None:
+        end.replace_input_with(0, selected(first, end))
+    return order
+
+
+def _can_gather(shape: Shape | None, axis: int) -> bool:
+    return (
+        shape is not None and axis == 1 and shape[:2] == ("B", "L") and all(isinstance(dim, int) for dim in shape[2:])
+    )
+
+
+def _wanted_rows(
+    graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selection, refused: set[ir.Node]
+) -> dict[ir.Node, list[int | None]]:
+    """Return the nodes all of whose outputs are wanted for rows only, with the row axis of each input."""
+    axes: dict[ir.Value, int | None] = {}  # None: wanted whole
+
+    def want(value: ir.Value | None, axis: int | None) -> None:
+        if value is not None:
+            axes[value] = axis if axes.get(value, axis) == axis else None
+
+    wanted: dict[ir.Node, list[int | None]] = {}
+    for output in graph.outputs:
+        want(output, None)
+    for node in reversed(list(graph)):
+        if node is end:
+            want(node.inputs[0], 1)
+            for value in node.inputs[1:]:
+                want(value, None)
+            continue
+        outputs = [axes[output] for output in node.outputs if output in axes]
+        if not outputs:
+            continue
+        inputs = None
+        if None not in outputs and len(set(outputs)) == 1 and node not in refused:
+            axis = outputs[0]
+            assert axis is not None  # noqa: S101
+            inputs = _row_axes(node, axis, shapes, selection)
+        if inputs is not None:
+            wanted[node] = inputs
+        for value, axis in zip(node.inputs, inputs or [None] * len(node.inputs), strict=True):
+            want(value, axis)
+    return wanted
+
+
+def _row_axes(node: ir.Node, axis: int, shapes: Shapes, selection: Selection) -> list[int | None] | None:
+    """Return the row axis of each input when only rows of the output's `axis` are wanted; None if it cannot be."""
+    inputs = [shapes.get(value.name or "") if value is not None else () for value in node.inputs]
+    output = shapes.get(node.outputs[0].name or "")
+    if output is None or any(shape is None for shape in inputs):
+        return None
+    known = [shape for shape in inputs if shape is not None]
+    found = _rule(node, axis, known, output)
+    if found is None or all(each is None for each in found):
+        return None
+    if not selection.mixes_batch and any(
+        (each is None and "B" in shape) or each not in (None, 1) for each, shape in zip(found, known, strict=True)
+    ):
+        return None
+    return found
+
+
+def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> list[int | None] | None:
+    rest: list[int | None] = [None] * (len(inputs) - 1)
+    op = node.op_type
+    if op in _ELEMENTWISE:
+        return _broadcast_axes(axis, inputs, output)
+    if op in _NORMS:
+        skip = op.startswith("Skip")
+        at = node.attributes.get_int("axis", -1)
+        if axis >= (at if at >= 0 else len(output) + at):
+            return None
+        if skip:
+            return [axis, axis, *rest[1:]] if inputs[0] == inputs[1] else None
+        return [axis, *rest]
+    if op in ("Softmax", "LogSoftmax"):
+        at = node.attributes.get_int("axis", -1)
+        return [axis] if axis != (at if at >= 0 else len(output) + at) else None
+    if op in _REDUCTIONS:
+        return [axis, *rest] if _reduces_last(node) and axis < len(output) - 1 else None
+    if op == "MatMul":
+        return _matmul_axes(axis, inputs, output)
+    if op == "MultiHeadAttention":
+        # Queries at rows, keys and values whole; a bias or a past would have rows of its own.
+        return [0 + axis, *rest] if axis == 1 and all(not shape for shape in inputs[5:]) else None
+    if op == "Transpose":
+        return [node.attributes.get_ints("perm", list(range(len(output)))[::-1])[axis]]
+    if op == "Reshape":
+        return _reshape_axes(axis, inputs[0], output)
+    return None
+
+
+def _broadcast_axes(axis: int, inputs: Sequence[Shape], output: Shape) -> list[int | None] | None:
+    found: list[int | None] = []
+    for shape in inputs:
+        own = axis - (len(output) - len(shape))
+        if own < 0 or shape[own] == 1:
+            found.append(None)
+        elif shape[own] == "L":
+            found.append(own)
+        else:
+            return None
+    return found
+
+
+def _matmul_axes(axis: int, inputs: Sequence[Shape], output: Shape) -> list[int | None] | None:
+    left, right = inputs
+    if axis != len(output) - 2 or len(left) != len(output) or len(right) < 2:
+        return None
+    return [axis, None]
+
+
+def _reduces_last(node: ir.Node) -> bool:
+    axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    return axes is not None and axes.numpy().tolist() == [-1]
+
+
+def _reshape_axes(axis: int, source: Shape, output: Shape) -> list[int | None] | None:
+    """A reshape that only splits or joins what comes after batch and rows."""
+    fits = axis == 1 and source[:2] == output[:2] == ("B", "L")
+    return [1, None] if fits and all(isinstance(dim, int) for dim in output[2:]) else None
+
+
+def _fix_reshape(graph: ir.Graph, node: ir.Node, shapes: Shapes) -> None:
+    output = shapes[node.outputs[0].name or ""]
+    node.replace_input_with(1, add_constant(graph, "row_shape", np.array([0, 0, *output[2:]], np.int64)))
