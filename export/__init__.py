@@ -6,10 +6,11 @@ Needs the extra `[export]`: torch, transformers, optimum-onnx, onnx and onnx-ir.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .int8 import Budget
     from .parity import ParityCase, ParityReport
     from .run import export_bundle
 
-__all__ = ["ParityCase", "ParityReport", "export_bundle"]
+__all__ = ["Budget", "ParityCase", "ParityReport", "export_bundle"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,9 +20,9 @@ def __getattr__(name: str) -> Any:
     from mlm_infer.errors import DependencyError
 
     try:
-        from . import parity, run
+        from . import int8, parity, run
     except ImportError as error:
         raise DependencyError(
             f"exporting needs {error.name}; install it with: pip install 'mlm-infer[export,cpu]'"
         ) from error
-    return getattr(run if name == "export_bundle" else parity, name)
+    return getattr({"export_bundle": run, "Budget": int8}.get(name, parity), name)

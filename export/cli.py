@@ -23,12 +23,28 @@ __all__ = ["main"]
     type=click.Choice(typing.get_args(CpuKind)),
     help="Processor for int8.  [default: this machine's]",
 )
+@click.option(
+    "--calibration-data", type=click.Path(path_type=Path), help="Text for int8, one text a line.  [default: built in]"
+)
+@click.option("--max-perplexity-increase", type=float, default=0.01, show_default=True, help="Most that int8 may cost.")
+@click.option("--min-agreement", type=float, default=0.96, show_default=True, help="Least share of equal best tokens.")
+@click.option("--strict", is_flag=True, help="Fail rather than leave layers in fp32 to meet these.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison with PyTorch as JSON.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(
-    model: str, output: Path, quantize: bool, int8_only: bool, cpu: CpuKind | None, force: bool, as_json: bool
+    model: str,
+    output: Path,
+    quantize: bool,
+    int8_only: bool,
+    cpu: CpuKind | None,
+    calibration_data: Path | None,
+    max_perplexity_increase: float,
+    min_agreement: float,
+    strict: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     r"""Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
 
@@ -40,13 +56,15 @@ def main(
         raise InputError("--cpu chooses the processor for int8; add --quantize")
     precisions = ["int8"] if int8_only else ["fp32", "int8"] if quantize else ["fp32"]
 
-    from . import export_bundle
+    from . import Budget, export_bundle
 
     report = export_bundle(
         model,
         output,
         precisions=precisions,
         cpu=cpu,
+        budget=Budget(max_perplexity_increase, min_agreement, strict),
+        calibration_data=calibration_data,
         overwrite=force,
         on_step=lambda text: click.echo(f"{text} ...", err=True),
     )

@@ -49,11 +49,12 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
     return value.const_value.numpy()
 
 
-def add_serving_head(model: ir.Model) -> None:
+def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node]:
     """Turn `logits` over all positions into answers at chosen rows.
 
-    Adds the inputs `mask_rows` [rows] (flat indices into batch * length), `k` [1] and `candidates`
-    [rows, n], and replaces the outputs by
+    Adds the inputs `mask_positions` [batch, slots] (flat indices into batch * length; a text with fewer masks
+    than others repeats one), `mask_rows` [rows] (those of batch * slots that are masks), `k` [1] and
+    `candidates` [rows, n], and replaces the outputs by
 
     * `top_ids`, `top_logprobs` [rows, k]: the k best tokens of each row, best first;
     * `candidate_logprobs` [rows, n]: the log-probabilities of given ids;
@@ -64,11 +65,13 @@ def add_serving_head(model: ir.Model) -> None:
 
     Args:
         model: An exported masked language model with the output `logits` [batch, length, vocabulary].
+        vocabulary: Its width.
+
+    Returns:
+        Two Identity nodes at which a selection of rows begins: of the masks of each text, and of all masks.
     """
     graph = model.graph
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    (everything,) = graph.outputs[:1]
-    vocabulary = everything.shape[-1] if everything.shape is not None else None
+    everything = graph.outputs[0]
     everything.name = "all_logits"
 
     def new_input(name: str, shape: Sequence[str | int]) -> ir.Value:
@@ -76,15 +79,15 @@ def add_serving_head(model: ir.Model) -> None:
         graph.inputs.append(value)
         return value
 
-    mask_rows = new_input("mask_rows", ["rows"])
+    new_input("mask_positions", ["batch_size", "slots"])
+    new_input("mask_rows", ["rows"])
     k = new_input("k", [1])
     candidates = new_input("candidates", ["rows", "candidates"])
 
-    row_shape = add_constant(
-        graph, "row_shape", np.array([-1, int(vocabulary)] if isinstance(vocabulary, int) else [0])
-    )
-    flat = add_node(graph, "Reshape", [everything, row_shape])
-    logits = add_node(graph, "Gather", [flat, mask_rows], {"axis": 0})
+    by_text = add_node(graph, "Identity", [everything])
+    by_row = add_node(graph, "Identity", [by_text])
+    row_shape = add_constant(graph, "row_shape", np.array([-1, vocabulary]))
+    logits = add_node(graph, "Reshape", [by_row, row_shape])
     last = add_constant(graph, "last_axis", np.array([-1]))
     probabilities = add_node(graph, "Softmax", [logits], {"axis": -1})
     largest_logit = add_node(graph, "ReduceMax", [logits, last], {"keepdims": 1})
@@ -96,22 +99,22 @@ def add_serving_head(model: ir.Model) -> None:
     chosen = add_node(graph, "GatherElements", [logits, candidates], {"axis": -1})
     candidate_logprobs = add_node(graph, "Sub", [chosen, normalizer])
 
-    shapes: dict[str, tuple[ir.Value, ir.DataType, list[str | int]]] = {
+    outputs: dict[str, tuple[ir.Value, ir.DataType, list[str | int]]] = {
         "top_ids": (top.outputs[1], ir.DataType.INT64, ["rows", "k"]),
         "top_logprobs": (top_logprobs, ir.DataType.FLOAT, ["rows", "k"]),
         "candidate_logprobs": (candidate_logprobs, ir.DataType.FLOAT, ["rows", "candidates"]),
-        "logits": (
-            logits,
-            ir.DataType.FLOAT,
-            ["rows", int(vocabulary) if isinstance(vocabulary, int) else "vocabulary"],
-        ),
+        "logits": (logits, ir.DataType.FLOAT, ["rows", vocabulary]),
         "log_normalizer": (normalizer, ir.DataType.FLOAT, ["rows", 1]),
     }
     graph.outputs.clear()
     for name in OUTPUTS:
-        value, dtype, shape = shapes[name]
+        value, dtype, shape = outputs[name]
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         graph.outputs.append(value)
+    first, second = by_text.producer(), by_row.producer()
+    assert first is not None  # noqa: S101
+    assert second is not None  # noqa: S101
+    return first, second
 
 
 def clean(model: ir.Model) -> None:

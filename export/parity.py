@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from mlm_infer.samples import movie_reviews
 from mlm_infer.session import Session
 from mlm_infer.tables import format_table
 
+from .batches import Batch, feeds, sentence_batches, shape_batches
+
 __all__ = ["SCORE_TOLERANCE", "Batch", "ParityCase", "ParityReport", "compare", "make_batches", "reference"]
 
 SCORE_TOLERANCE = 1e-5
@@ -26,23 +27,6 @@ LOGPROB_TOLERANCE = 1e-3
 
 _TIE = 1e-4
 """Two logits this close in PyTorch are a tie, and either order is right."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Texts with masks, as the model takes them.
-
-    Attributes:
-        input_ids: [batch, length], padded on the right.
-        attention_mask: 1 for a token, 0 for padding, [batch, length].
-        mask_rows: Flat indices of the masks.
-        answers: The ids that the masks stand for.
-    """
-
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
-    mask_rows: NDArray[np.int64]
-    answers: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,49 +113,10 @@ def make_batches(tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, 
         longest: Most tokens that the model takes.
     """
     sentences = movie_reviews("validation")
-    encoded = tokenizer(sentences, add_special_tokens=False, verbose=False)["input_ids"]
-    stream = cycle(chain.from_iterable(encoded))
-    random = np.random.default_rng(0)
     room = longest - tokenizer.num_special_tokens_to_add()
-    shapes = [[8], [5, 17, 32], [16] * 8, [128, 90, 61, 7], [longest]]
-    batches: dict[str, list[Batch]] = {}
-    for shape in shapes:
-        texts = [[next(stream) for _ in range(max(1, min(length, longest) - (longest - room)))] for length in shape]
-        batch = _mask(tokenizer, texts, random, share=0.15)
-        batches[f"{len(shape)} x {batch.input_ids.shape[1]}"] = [batch]
-    order = sorted((ids[:room] for ids in encoded[:400] if ids), key=len)
-    batches["sentences"] = [
-        _mask(tokenizer, order[start : start + 20], random, share=0.0) for start in range(0, len(order), 20)
-    ]
+    batches = {name: [batch] for name, batch in shape_batches(tokenizer, sentences[500:], longest)}
+    batches["sentences"] = sentence_batches(tokenizer, sentences[:500], room, share=0.0)
     return batches
-
-
-def _mask(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[list[int]],
-    random: np.random.Generator,
-    *,
-    share: float,
-) -> Batch:
-    """Mask one token of each text, and each other one with a probability of `share`."""
-    whole = [tokenizer.build_inputs_with_special_tokens(text) for text in texts]
-    length = max(map(len, whole))
-    ids = np.full((len(whole), length), tokenizer.pad_token_id, np.int64)
-    attention = np.zeros_like(ids)
-    chosen = np.zeros(ids.shape, bool)
-    special = list(tokenizer.all_special_ids)
-    for row, tokens in enumerate(whole):
-        ids[row, : len(tokens)] = tokens
-        attention[row, : len(tokens)] = 1
-        free = np.flatnonzero(~np.isin(tokens, special))
-        if len(free):
-            chosen[row, free[random.random(len(free)) < share]] = True
-            chosen[row, random.choice(free)] = True
-        else:
-            chosen[row, len(tokens) // 2] = True
-    answers = ids[chosen]
-    ids[chosen] = tokenizer.mask_token_id
-    return Batch(ids, attention, np.flatnonzero(chosen.reshape(-1)), answers)
 
 
 @torch.inference_mode()
@@ -182,7 +127,7 @@ def reference(model: PreTrainedModel, batch: Batch) -> NDArray[np.float32]:
         "attention_mask": torch.from_numpy(batch.attention_mask),
     }
     logits = model(**inputs).logits
-    rows = logits.reshape(-1, logits.shape[-1])[torch.from_numpy(batch.mask_rows)]
+    rows = logits.reshape(-1, logits.shape[-1])[torch.from_numpy(batch.flat)]
     result: NDArray[np.float32] = torch.log_softmax(rows.float(), -1).numpy()
     return result
 
@@ -206,15 +151,8 @@ def compare(
     masks = score_difference = logprob_difference = top1 = top5 = 0.0
     loss = reference_loss = 0.0
     for batch, expected in pairs:
-        feeds = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "token_type_ids": np.zeros_like(batch.input_ids),
-        }
-        feeds = {name: feeds[name] for name in inputs}
-        feeds |= {"mask_rows": batch.mask_rows, "k": np.array([5]), "candidates": batch.answers[:, None]}
         outputs = ("logits", "log_normalizer", "top_ids", "candidate_logprobs")
-        logits, normalizer, top_ids, answer_logprobs = session.run(outputs, feeds)
+        logits, normalizer, top_ids, answer_logprobs = session.run(outputs, feeds(batch, inputs))
         found = logits - normalizer
         count = len(expected)
         masks += count

@@ -19,7 +19,46 @@ from .shapes import Shape
 __all__ = ["Selection", "flat_rows", "move_rows_up", "text_rows"]
 
 _ELEMENTWISE = frozenset(
-    ["Abs", "Add", "And", "BiasGelu", "Cast", "Clip", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "FastGelu", "Gelu", "Greater", "GreaterOrEqual", "HardSwish", "Identity", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "QuickGelu", "Reciprocal", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh", "Where"]
+    [
+        "Abs",
+        "Add",
+        "And",
+        "BiasGelu",
+        "Cast",
+        "Clip",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "FastGelu",
+        "Gelu",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "QuickGelu",
+        "Reciprocal",
+        "Relu",
+        "Sigmoid",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Tanh",
+        "Where",
+    ]
 )
 _NORMS = frozenset(
     ["LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"]
@@ -44,7 +83,7 @@ class Selection:
 
 
 def text_rows(positions: ir.Value) -> Selection:
-    """Select `positions` [batch, slots], flat indices into batch * length: [batch, length, ...] -> [batch, slots, ...]."""
+    """Select `positions` [batch, slots] of batch * length: [batch, length, ...] becomes [batch, slots, ...]."""
 
     def gather(graph: ir.Graph, value: ir.Value, shape: Shape, before: ir.Node) -> ir.Value:
         flat_shape = add_constant(graph, "flat_shape", np.array([-1, *shape[2:]], np.int64))
@@ -55,7 +94,7 @@ def text_rows(positions: ir.Value) -> Selection:
 
 
 def flat_rows(rows: ir.Value) -> Selection:
-    """Select `rows` [rows], flat indices into batch * slots: [batch, slots, ...] -> [1, rows, ...]."""
+    """Select `rows` [rows] of batch * slots: [batch, slots, ...] becomes [1, rows, ...]."""
 
     def gather(graph: ir.Graph, value: ir.Value, shape: Shape, before: ir.Node) -> ir.Value:
         flat_shape = add_constant(graph, "flat_shape", np.array([-1, *shape[2:]], np.int64))

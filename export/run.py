@@ -20,7 +20,7 @@ from mlm_infer.cpu import CpuKind, cpu_kind
 from mlm_infer.errors import ExportError, InputError, ModelError, OutputExistsError
 from mlm_infer.session import Session
 
-from .graph import add_serving_head, clean
+from .int8 import Budget, calibration_sentences, quantize_within
 from .parity import (
     LOGPROB_TOLERANCE,
     SCORE_TOLERANCE,
@@ -30,14 +30,10 @@ from .parity import (
     make_batches,
     reference,
 )
-from .quantize import quantize
+from .serving import build_serving_graph
 from .to_onnx import max_length, optimum_export
 
 __all__ = ["export_bundle"]
-
-_ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# Old ONNX Runtimes refuse newer files, and cannot say up to which they read.
-_IR_VERSION = 9
 
 
 def export_bundle(
@@ -46,6 +42,8 @@ def export_bundle(
     *,
     precisions: Sequence[str] = ("fp32",),
     cpu: CpuKind | None = None,
+    budget: Budget | None = None,
+    calibration_data: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> ParityReport:
@@ -59,6 +57,8 @@ def export_bundle(
         output: Folder to write.
         precisions: `fp32`, `int8` or both.
         cpu: Kind of processor to make int8 for; None takes this machine's.
+        budget: What int8 may cost; None takes the defaults of `Budget`.
+        calibration_data: UTF-8 text for int8, one text a line; None takes the built-in movie reviews.
         overwrite: Replace an output folder that exists, once the new one is complete.
         on_step: Called with a line of text as each step begins.
 
@@ -69,7 +69,9 @@ def export_bundle(
         OutputExistsError: The output folder exists and `overwrite` is false.
         ModelError: The checkpoint is no masked language model, its head has no weights, or its
             architecture cannot be exported.
-        ExportError: The fp32 answers differ from PyTorch's by more than 1e-5 in a probability.
+        ExportError: The fp32 answers differ from PyTorch's by more than 1e-5 in a probability, or int8 cannot
+            meet its budget.
+        DataError: The calibration text cannot be read or is too short.
         InputError: A precision is not known.
     """
     step = on_step or (lambda _text: None)
@@ -79,6 +81,8 @@ def export_bundle(
     target = Path(output).expanduser()
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target} exists; name another folder, or replace it with --force")
+
+    sentences = calibration_sentences(Path(calibration_data) if calibration_data is not None else None)
 
     step(f"loading {model}")
     loaded, tokenizer, missing = open_checkpoint(model, attention="eager")
@@ -94,26 +98,24 @@ def export_bundle(
         bundle = work / "bundle"
         bundle.mkdir()
         step("exporting through Optimum")
-        graph = ir.load(optimum_export(loaded, work / "optimum"))
-        add_serving_head(graph)
-        clean(graph)
-        graph.ir_version = _IR_VERSION
-        inputs = tuple(each.name for each in graph.graph.inputs if each.name in _ENCODER_INPUTS)
+        exported = optimum_export(loaded, work / "optimum")
+        step("building the serving graph")
         longest = max_length(loaded, tokenizer.model_max_length)
-        models: dict[str, ModelFile] = {}
-        for precision in ("fp32", "int8"):
-            if precision == "int8":
-                if "int8" not in precisions:
-                    continue
-                kind = cpu or cpu_kind()
-                step(f"quantizing to int8 for {kind}")
-                count = quantize(graph, kind)
-                models["int8"] = ModelFile("model.int8.onnx", cpu=kind, details={"dense_layers": count})
-            else:
-                models["fp32"] = ModelFile("model.fp32.onnx")
-            ir.save(graph, bundle / models[precision].file)
+        serving = build_serving_graph(exported, _vocabulary(loaded), tokenizer.mask_token_id)
+        models = {"fp32": ModelFile("model.fp32.onnx", details=serving.details())}
+        ir.save(serving.model, bundle / models["fp32"].file)
+        if "int8" in precisions:
+            kind = cpu or cpu_kind()
+            step(f"quantizing to int8 for {kind}")
+            room = longest - tokenizer.num_special_tokens_to_add()
+            small, int8 = quantize_within(
+                serving.model, serving.inputs, tokenizer, room, kind, budget or Budget(), sentences, step
+            )
+            step(int8.summary())
+            models["int8"] = ModelFile("model.int8.onnx", cpu=kind, details=serving.details() | int8.to_dict())
+            ir.save(small, bundle / models["int8"].file)
         step("comparing with PyTorch")
-        cases = _parity(loaded, tokenizer, longest, bundle, models, inputs)
+        cases = _parity(loaded, tokenizer, longest, bundle, models, serving.inputs)
         for precision in set(models) - set(precisions):
             (bundle / models.pop(precision).file).unlink()
         cases = tuple(case for case in cases if case.precision in models)
@@ -124,10 +126,10 @@ def export_bundle(
             mask_token=tokenizer.mask_token,
             mask_id=tokenizer.mask_token_id,
             pad_id=_pad_id(loaded, tokenizer),
-            vocab_size=loaded.config.vocab_size,
+            vocab_size=_vocabulary(loaded),
             max_length=longest,
             clean_up_spaces=bool(tokenizer.clean_up_tokenization_spaces),
-            inputs=inputs,
+            inputs=serving.inputs,
             models=models,
             parity={},
             files={path.name: hash_file(path) for path in sorted(bundle.iterdir())},
@@ -204,6 +206,10 @@ def _parity(
                 f"(at most {LOGPROB_TOLERANCE:.0e}); no bundle was written"
             )
     return tuple(sorted(found, key=lambda case: list(models).index(case.precision)))
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from mlm_infer.errors import ExportError
+
+from .run_model import open_model
 
 __all__ = ["Shape", "observe_shapes"]
 
@@ -37,11 +38,8 @@ def observe_shapes(model: ir.Model, inputs: Sequence[str], token_id: int) -> dic
     names = [name for node in proto.graph.node for name in node.output if name]
     kept = {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_model(proto, optimize=False)
         runs = [session.run(names, _feeds(inputs, *probe, token_id)) for probe in _PROBES]
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise ExportError(f"the exported graph cannot be run: {str(error).strip().splitlines()[0]}") from error

@@ -225,13 +225,16 @@ class MaskFiller:
         for row, text in enumerate(texts):
             input_ids[row, : len(text.ids)] = text.ids
             attention_mask[row, : len(text.ids)] = 1
-        rows = [row * length + position for row, text in enumerate(texts) for position in text.positions]
-        feeds = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": np.zeros_like(input_ids),
-        }
+        slots = max(len(text.positions) for text in texts)
+        # A text with fewer masks than another repeats its first; what comes of that is not asked for.
+        positions = [
+            [row * length + position for position in (*text.positions, *text.positions[:1] * slots)[:slots]]
+            for row, text in enumerate(texts)
+        ]
+        rows = [row * slots + slot for row, text in enumerate(texts) for slot in range(len(text.positions))]
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": np.zeros_like(input_ids)}
         feeds = {name: feeds[name] for name in self._manifest.inputs}
+        feeds["mask_positions"] = np.array(positions, np.int64)
         feeds["mask_rows"] = np.array(rows, np.int64)
         candidates = target_ids or []
         feeds["k"] = np.array([0 if candidates else top_k], np.int64)

@@ -65,7 +65,13 @@ def test_whole_rows(name: str, checkpoints: dict[str, Path], bundles: dict[str, 
         candidates = random.integers(0, expected.shape[1], (len(rows), 7))
         feeds = {"input_ids": ids, "attention_mask": attention, "token_type_ids": np.zeros_like(ids)}
         feeds = {key: feeds[key] for key in inputs}
-        feeds |= {"mask_rows": rows, "k": np.array([4]), "candidates": candidates}
+        # As many slots as the text with most rows has; one with fewer repeats its first token.
+        owners = rows // max(lengths)
+        slots = np.repeat(np.arange(len(lengths))[:, None] * max(lengths), np.bincount(owners).max(), axis=1)
+        places = np.concatenate([np.arange(count) for count in np.bincount(owners)])
+        slots[owners, places] = rows
+        feeds |= {"mask_positions": slots, "mask_rows": owners * slots.shape[1] + places}
+        feeds |= {"k": np.array([4]), "candidates": candidates}
         found, normalizer, top_ids, top, chosen = session.run(
             ["logits", "log_normalizer", "top_ids", "top_logprobs", "candidate_logprobs"], feeds
         )

@@ -1,0 +1,190 @@
+"""The fusion of attention into one MultiHeadAttention node, read off the graph rather than off an architecture.
+
+ONNX Runtime's own fusion knows the exports of BERT and RoBERTa but not DistilBERT's, and folds the projections
+in, where neither int8 nor a selection of query rows can reach them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from .graph import add_node, constant_of
+from .shapes import Shape
+
+__all__ = ["fuse_attention"]
+
+_HEADS_FIRST = (0, 2, 1, 3)
+_KEYS_TURNED = (0, 2, 3, 1)
+
+
+@dataclass(slots=True)
+class _Match:
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    heads: int
+    scale: float
+    masked: bool
+    last: ir.Node
+
+
+def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
+    """Replace softmax(scale * Q K^T + padding mask) V by MultiHeadAttention wherever it stands.
+
+    A mask is taken for the padding mask if it depends on `attention_mask` alone and is the same for every
+    query; any other leaves the attention as it is. Padding must be on the right or left of whole texts, as
+    `attention_mask` says.
+
+    Args:
+        graph: The graph, changed in place; the nodes that became useless stay.
+        shapes: Symbolic shapes by value name; those of the new values are added.
+
+    Returns:
+        How many attentions were fused.
+    """
+    found = [match for node in graph if node.op_type == "Softmax" if (match := _match(node, shapes))]
+    padding: ir.Value | None = None
+    for match in found:
+        if match.masked and padding is None:
+            (mask,) = (each for each in graph.inputs if each.name == "attention_mask")
+            padding = add_node(graph, "Cast", [mask], {"to": ir.DataType.INT32}, before=graph[0])
+            padding.name = "key_padding_mask"
+            shapes["key_padding_mask"] = ("B", "L")
+        fused = add_node(
+            graph,
+            "MultiHeadAttention",
+            [match.query, match.key, match.value, None, padding if match.masked else None],
+            {"num_heads": match.heads, "scale": match.scale},
+            domain="com.microsoft",
+            before=match.last,
+        )
+        old = match.last.outputs[0]
+        fused.name = f"{old.name}_attention"
+        shapes[fused.name] = shapes[old.name or ""]
+        old.replace_all_uses_with(fused, replace_graph_outputs=True)
+    if found:
+        graph.opset_imports.setdefault("com.microsoft", 1)
+    return len(found)
+
+
+def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
+    weights = softmax.outputs[0]
+    product = _only_user(weights, "MatMul")
+    if product is None or product.inputs[0] is not weights:
+        return None
+    turned = _only_user(product.outputs[0], "Transpose")
+    last = _only_user(turned.outputs[0], "Reshape") if turned is not None and _perm(turned) == _HEADS_FIRST else None
+    scores = _scores(softmax.inputs[0], shapes)
+    if last is None or scores is None:
+        return None
+    query_key, scale, masked = scores
+    query, key = _heads(query_key.inputs[0], _HEADS_FIRST), _heads(query_key.inputs[1], _KEYS_TURNED)
+    value = _heads(product.inputs[1], _HEADS_FIRST)
+    if query is None or key is None or value is None:
+        return None
+    shape = shapes.get(query_key.inputs[0].name or "") if query_key.inputs[0] is not None else None
+    joined = shapes.get(last.outputs[0].name or "", ())
+    whole = all(shapes.get(each.name or "", ())[:2] == ("B", "L") for each in (query[0], key[0], value[0]))
+    if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or joined[:2] != ("B", "L") or not whole:
+        return None
+    total = scale * query[1] * key[1]
+    return _Match(query[0], key[0], value[0], shape[1], total, masked, last) if value[1] == 1 else None
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    users = list(value.uses())
+    return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
+
+
+def _perm(node: ir.Node) -> tuple[int, ...]:
+    return tuple(node.attributes.get_ints("perm", []))
+
+
+def _scores(value: ir.Value | None, shapes: dict[str, Shape]) -> tuple[ir.Node, float, bool] | None:
+    """Walk from the softmax to Q K^T; return it, the factor on the way, and whether padding is masked."""
+    scale, masked = 1.0, False
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "MatMul":
+            return node, scale, masked
+        scaled = _scalar_product(node)
+        if scaled is not None:
+            value, factor = scaled
+            scale *= factor
+            continue
+        if node.op_type == "Add" and len(node.inputs) == 2:
+            sides = [side for side in node.inputs if side is not None]
+            masks = [side for side in sides if _is_padding_mask(side, shapes)]
+        elif node.op_type == "Where" and node.inputs[0] is not None and _is_padding_mask(node.inputs[0], shapes):
+            sides = [side for side in node.inputs if side is not None and constant_of(side) is None]
+            masks = [node.inputs[0]]
+        else:
+            return None
+        rest = [side for side in sides if side not in masks]
+        # A factor between the softmax and the mask would scale the mask as well.
+        if len(masks) != 1 or len(rest) != 1 or masked or scale != 1:
+            return None
+        masked, value = True, rest[0]
+    return None
+
+
+def _scalar_product(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """Return value and factor of a product or quotient with a constant number."""
+    if node.op_type not in ("Mul", "Div") or len(node.inputs) != 2:
+        return None
+    constants = [constant_of(each) for each in node.inputs]
+    index = next((index for index, each in enumerate(constants) if each is not None and each.size == 1), None)
+    if index is None or (node.op_type == "Div" and index == 0):
+        return None
+    number, value = constants[index], node.inputs[1 - index]
+    if number is None or value is None or not math.isfinite(float(number.item())):
+        return None
+    return value, 1 / float(number.item()) if node.op_type == "Div" else float(number.item())
+
+
+def _heads(value: ir.Value | None, wanted: tuple[int, ...]) -> tuple[ir.Value, float] | None:
+    """Walk from a value in heads to the [batch, length, width] it was cut from; return that and the factor between."""
+    order: tuple[int, ...] = (0, 1, 2, 3)
+    factor = 1.0
+    while value is not None and (node := value.producer()) is not None:
+        scaled = _scalar_product(node)
+        if scaled is not None:
+            value, number = scaled
+            factor *= number
+        elif node.op_type == "Transpose":
+            perm = _perm(node)
+            if len(perm) != 4:
+                return None
+            order = tuple(perm[axis] for axis in order)
+            value = node.inputs[0]
+        elif node.op_type == "Reshape" and order == wanted and node.inputs[0] is not None:
+            return node.inputs[0], factor
+        else:
+            return None
+    return None
+
+
+def _is_padding_mask(value: ir.Value, shapes: dict[str, Shape]) -> bool:
+    """Tell whether a value depends on `attention_mask` alone and is one row for all queries, expanded or not."""
+    node = value.producer()
+    while node is not None and node.op_type == "Expand" and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    shape = shapes.get(value.name or "", ())
+    if node is None or len(shape) != 4 or shape[1:3] != (1, 1) or shape[3] != "L":
+        return False
+    sources: set[str] = set()
+    pending, seen = [value], set[ir.Value]()
+    while pending:
+        each = pending.pop()
+        if each in seen:
+            continue
+        seen.add(each)
+        producer = each.producer()
+        if each.is_graph_input():
+            sources.add(each.name or "")
+        elif producer is not None and producer.op_type != "Shape":
+            first_only = producer.op_type in ("Expand", "Reshape", "Unsqueeze", "Slice")
+            inputs = producer.inputs[:1] if first_only else producer.inputs
+            pending.extend(source for source in inputs if source is not None)
+    return sources == {"attention_mask"}

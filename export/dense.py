@@ -1,0 +1,70 @@
+"""The dense layers of a graph, grouped by the activation that they share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .graph import constant_of
+
+__all__ = ["Dense", "dense_sites", "is_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A product with constant weights, and the addition of a bias if one follows.
+
+    Attributes:
+        node: The MatMul.
+        weights: [inputs, outputs].
+        bias: The constant that is added, or None.
+        last: The node whose output the layer gives: the addition, or the MatMul itself.
+        table: The embedding table that the weights are the transpose of, or None.
+        name: What the report calls it.
+    """
+
+    node: ir.Node
+    weights: NDArray[np.float32]
+    bias: ir.Value | None
+    last: ir.Node
+    table: ir.Value | None
+    name: str
+
+
+def is_table(value: ir.Value | None) -> bool:
+    """Tell whether a value is an embedding table worth quantizing."""
+    array = constant_of(value)
+    return array is not None and array.ndim == 2 and array.dtype == np.float32 and array.shape[0] > 1024
+
+
+def dense_sites(graph: ir.Graph) -> dict[ir.Value, list[Dense]]:
+    """Return the dense layers of a graph by the activation they take, in the order of the graph."""
+    sites: dict[ir.Value, list[Dense]] = {}
+    for node in graph:
+        layer = _dense(node) if node.op_type == "MatMul" else None
+        activation = node.inputs[0] if node.inputs else None
+        if layer is not None and activation is not None:
+            sites.setdefault(activation, []).append(layer)
+    return sites
+
+
+def _dense(node: ir.Node) -> Dense | None:
+    weight = node.inputs[1]
+    array, table = constant_of(weight), None
+    turned = weight.producer() if weight is not None else None
+    if array is None and turned is not None and turned.op_type == "Transpose":
+        table = turned.inputs[0]
+        inner = constant_of(table)
+        array = None if inner is None else inner.T
+    if array is None or array.ndim != 2 or array.dtype != np.float32:
+        return None
+    bias, last = None, node
+    users = list(node.outputs[0].uses())
+    if len(users) == 1 and users[0].node.op_type == "Add":
+        other = users[0].node.inputs[1 - users[0].idx]
+        constant = constant_of(other)
+        if constant is not None and constant.shape == (array.shape[1],):
+            bias, last = other, users[0].node
+    name = (node.name or node.outputs[0].name or "dense").strip("/").removesuffix("/MatMul").replace("/", ".")
+    return Dense(node, array, bias, last, table if is_table(table) else None, name)
