@@ -29,6 +29,7 @@ __all__ = ["main"]
 @click.option("--max-perplexity-increase", type=float, default=0.01, show_default=True, help="Most that int8 may cost.")
 @click.option("--min-agreement", type=float, default=0.96, show_default=True, help="Least share of equal best tokens.")
 @click.option("--strict", is_flag=True, help="Fail rather than leave layers in fp32 to meet these.")
+@click.option("--no-pass", "without", multiple=True, help="Leave a graph pass out: fusions, attention or rows.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison with PyTorch as JSON.")
 @click.version_option(package_name="mlm-infer")
@@ -43,6 +44,7 @@ def main(
     max_perplexity_increase: float,
     min_agreement: float,
     strict: bool,
+    without: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -65,6 +67,7 @@ def main(
         cpu=cpu,
         budget=Budget(max_perplexity_increase, min_agreement, strict),
         calibration_data=calibration_data,
+        without_passes=without,
         overwrite=force,
         on_step=lambda text: click.echo(f"{text} ...", err=True),
     )

@@ -105,14 +105,16 @@ def flat_rows(rows: ir.Value) -> Selection:
     return Selection(gather, mixes_batch=False)
 
 
-def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selection) -> list[ir.Node]:
+def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selection, width: int) -> list[ir.Node]:
     """Select rows of the first input of a node, as far up the graph as the operations allow.
 
     Args:
         graph: The graph, changed in place.
         end: The node that wants only rows, axis 1, of its first input.
-        shapes: Symbolic shapes by value name, as they were before any selection.
+        shapes: Symbolic shapes by value name, as they were before any selection; a node whose shapes are not
+            among them is not passed.
         selection: How to select.
+        width: Last axis of that input.
 
     Returns:
         The nodes that now run on selected rows only.
@@ -136,7 +138,8 @@ def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selec
         if value.producer() in wanted:
             return value
         if value not in gathered:
-            gathered[value] = selection.gather(graph, value, shapes[value.name or ""], before)
+            shape = shapes.get(value.name or "", ("B", "L", width))
+            gathered[value] = selection.gather(graph, value, shape, before)
         return gathered[value]
 
     order = [node for node in graph if node in wanted]

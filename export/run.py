@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from tokenizers import Tokenizer
@@ -20,6 +21,7 @@ from mlm_infer.cpu import CpuKind, cpu_kind
 from mlm_infer.errors import ExportError, InputError, ModelError, OutputExistsError
 from mlm_infer.session import Session
 
+from .batches import Batch, shape_batches
 from .int8 import Budget, calibration_sentences, quantize_within
 from .parity import (
     LOGPROB_TOLERANCE,
@@ -30,7 +32,7 @@ from .parity import (
     make_batches,
     reference,
 )
-from .serving import build_serving_graph
+from .serving import PASSES, build_serving_graph
 from .to_onnx import max_length, optimum_export
 
 __all__ = ["export_bundle"]
@@ -44,6 +46,7 @@ def export_bundle(
     cpu: CpuKind | None = None,
     budget: Budget | None = None,
     calibration_data: str | os.PathLike[str] | None = None,
+    without_passes: Sequence[str] = (),
     overwrite: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> ParityReport:
@@ -59,6 +62,7 @@ def export_bundle(
         cpu: Kind of processor to make int8 for; None takes this machine's.
         budget: What int8 may cost; None takes the defaults of `Budget`.
         calibration_data: UTF-8 text for int8, one text a line; None takes the built-in movie reviews.
+        without_passes: Graph passes to leave out, among `fusions`, `attention` and `rows`.
         overwrite: Replace an output folder that exists, once the new one is complete.
         on_step: Called with a line of text as each step begins.
 
@@ -78,6 +82,9 @@ def export_bundle(
     unknown = [each for each in precisions if each not in ("fp32", "int8")]
     if unknown or not precisions:
         raise InputError(f"precisions is {tuple(precisions)!r}; it must hold 'fp32', 'int8' or both")
+    strange = [each for each in without_passes if each not in PASSES]
+    if strange:
+        raise InputError(f"there is no graph pass {strange[0]!r}; the passes are {', '.join(PASSES)}")
     target = Path(output).expanduser()
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{target} exists; name another folder, or replace it with --force")
@@ -101,9 +108,9 @@ def export_bundle(
         exported = optimum_export(loaded, work / "optimum")
         step("building the serving graph")
         longest = max_length(loaded, tokenizer.model_max_length)
-        serving = build_serving_graph(exported, _vocabulary(loaded), tokenizer.mask_token_id)
-        models = {"fp32": ModelFile("model.fp32.onnx", details=serving.details())}
-        ir.save(serving.model, bundle / models["fp32"].file)
+        probe = dict(shape_batches(tokenizer, sentences, min(longest, 32)))
+        serving = build_serving_graph(exported, _vocabulary(loaded), _mixed(probe), without=without_passes)
+        models = {"fp32": _save(serving.model, bundle, "fp32", None, serving.details())}
         if "int8" in precisions:
             kind = cpu or cpu_kind()
             step(f"quantizing to int8 for {kind}")
@@ -112,12 +119,13 @@ def export_bundle(
                 serving.model, serving.inputs, tokenizer, room, kind, budget or Budget(), sentences, step
             )
             step(int8.summary())
-            models["int8"] = ModelFile("model.int8.onnx", cpu=kind, details=serving.details() | int8.to_dict())
-            ir.save(small, bundle / models["int8"].file)
+            models["int8"] = _save(small, bundle, "int8", kind, serving.details() | int8.to_dict())
         step("comparing with PyTorch")
         cases = _parity(loaded, tokenizer, longest, bundle, models, serving.inputs)
         for precision in set(models) - set(precisions):
-            (bundle / models.pop(precision).file).unlink()
+            unwanted = models.pop(precision)
+            (bundle / unwanted.file).unlink()
+            (bundle / unwanted.weights).unlink()
         cases = tuple(case for case in cases if case.precision in models)
         _save_tokenizer(tokenizer, bundle / TOKENIZER)
         manifest = Manifest(
@@ -135,7 +143,10 @@ def export_bundle(
             files={path.name: hash_file(path) for path in sorted(bundle.iterdir())},
             created_with=_versions(),
         )
-        sizes = {precision: manifest.files[each.file].bytes for precision, each in models.items()}
+        sizes = {
+            precision: manifest.files[each.file].bytes + manifest.files[each.weights].bytes
+            for precision, each in models.items()
+        }
         report = ParityReport(cases, sizes, target)
         manifest.parity.update(report.to_dict())
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -206,6 +217,18 @@ def _parity(
                 f"(at most {LOGPROB_TOLERANCE:.0e}); no bundle was written"
             )
     return tuple(sorted(found, key=lambda case: list(models).index(case.precision)))
+
+
+def _save(model: ir.Model, bundle: Path, precision: str, cpu: CpuKind | None, details: dict[str, Any]) -> ModelFile:
+    """Write graph and weights apart: weights within the graph would be parsed and copied at every start."""
+    files = ModelFile(f"model.{precision}.onnx", f"model.{precision}.weights", cpu, details)
+    ir.save(model, bundle / files.file, external_data=files.weights, size_threshold_bytes=1024)
+    return files
+
+
+def _mixed(batches: dict[str, Batch]) -> Batch:
+    """Return the batch whose texts differ most in length: padding is where a graph pass would go wrong."""
+    return max(batches.values(), key=lambda batch: int(np.ptp(batch.attention_mask.sum(axis=1))))
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

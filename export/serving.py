@@ -1,23 +1,35 @@
 """From the graph that Optimum exports to the one that serves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from mlm_infer.errors import ExportError
+
 from .attention import fuse_attention
+from .batches import Batch, feeds
 from .fuse import fuse
 from .graph import add_serving_head, clean
 from .rows import flat_rows, move_rows_up, text_rows
+from .run_model import open_model
 from .shapes import observe_shapes
 
-__all__ = ["ENCODER_INPUTS", "ServingGraph", "build_serving_graph"]
+__all__ = ["ENCODER_INPUTS", "PASSES", "ServingGraph", "build_serving_graph"]
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+PASSES = ("fusions", "attention", "rows")
+"""What is done to a graph for speed alone, in this order; each is checked and can be left out."""
+
 # Old ONNX Runtimes refuse newer files, and cannot say up to which they read.
 _IR_VERSION = 9
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +53,60 @@ class ServingGraph:
         return {"fusions": self.fusions, "nodes_at_masks": self.row_nodes[0], "nodes_at_rows": self.row_nodes[1]}
 
 
-def build_serving_graph(path: Path, vocabulary: int, token_id: int) -> ServingGraph:
+def build_serving_graph(path: Path, vocabulary: int, batch: Batch, *, without: Sequence[str] = ()) -> ServingGraph:
     """Fuse, add the serving head, and move its selections of rows up the graph.
 
     Args:
         path: What `optimum_export` wrote.
         vocabulary: Width of the logits.
-        token_id: An ordinary token, to run the graph with.
+        batch: Texts of several lengths, to check each pass on.
+        without: Names of `PASSES` to leave out.
+
+    Raises:
+        ExportError: A pass changed the answers; the message names it.
     """
-    model, fusions = fuse(path)
+    model = ir.load(path)
+    inputs = tuple(each.name for each in model.graph.inputs if each.name in ENCODER_INPUTS)
+    expected = _logits(model, inputs, batch)
+    fusions: dict[str, int] = {}
+    if "fusions" in without:
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    else:
+        model, fusions = fuse(path)
+        _check("fusions", _logits(model, inputs, batch), expected)
     graph = model.graph
-    inputs = tuple(each.name for each in graph.inputs if each.name in ENCODER_INPUTS)
-    shapes = observe_shapes(model, inputs, token_id)
-    fusions["MultiHeadAttention"] = fuse_attention(graph, shapes)
-    common.RemoveUnusedNodesPass()(model)
+    shapes = observe_shapes(model, inputs, int(batch.answers[0]))
+    if "attention" not in without:
+        fusions["MultiHeadAttention"] = fuse_attention(graph, shapes)
+        common.RemoveUnusedNodesPass()(model)
+        _check("attention", _logits(model, inputs, batch), expected)
     shapes["all_logits"] = ("B", "L", vocabulary)
     by_text, by_row = add_serving_head(model, vocabulary)
     named = {each.name: each for each in graph.inputs}
-    texts = move_rows_up(graph, by_text, shapes, text_rows(named["mask_positions"]))
+    # Without the pass the rows are selected where they are asked for: at the logits.
+    movable = {} if "rows" in without else shapes
+    texts = move_rows_up(graph, by_text, movable, text_rows(named["mask_positions"]), vocabulary)
     shapes[by_text.outputs[0].name or ""] = ("B", "L", vocabulary)
-    rows = move_rows_up(graph, by_row, shapes, flat_rows(named["mask_rows"]))
+    rows = move_rows_up(graph, by_row, movable, flat_rows(named["mask_rows"]), vocabulary)
     clean(model)
     model.ir_version = _IR_VERSION
+    (found,) = open_model(model).run(["logits"], feeds(batch, inputs))
+    _check("rows", found, expected)
     return ServingGraph(model, inputs, fusions, (len(texts), len(rows)))
+
+
+def _logits(model: ir.Model, inputs: Sequence[str], batch: Batch) -> NDArray[np.float32]:
+    """Return the logits at the masks of a graph that gives them everywhere."""
+    everything = feeds(batch, inputs)
+    name = model.graph.outputs[0].name or ""
+    (found,) = open_model(model).run([name], {each: everything[each] for each in inputs})
+    chosen: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[batch.flat]
+    return chosen
+
+
+def _check(name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise ExportError(
+            f"the graph pass {name!r} changed the logits by {difference:.1e}; export without it: --no-pass {name}"
+        )

@@ -38,12 +38,14 @@ class ModelFile:
     """One model of a bundle.
 
     Attributes:
-        file: File name in the bundle.
+        file: File name of the graph in the bundle.
+        weights: File name of its weights, which ONNX Runtime maps into memory rather than copies.
         cpu: Kind of processor that an int8 file was made for; None for a file that fits all.
         details: How it was made: passes, quantization, versions of the tools.
     """
 
     file: str
+    weights: str
     cpu: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 

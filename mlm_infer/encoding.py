@@ -75,8 +75,15 @@ class TextEncoder:
                 )
         spans = [tuple(match.span() for match in self._masks.finditer(text)) for text in texts]
         own = self._manifest.mask_token
-        encodings = self._tokenizer.encode_batch_fast([self._masks.sub(lambda _match: own, text) for text in texts])
+        plain = [self._masks.sub(lambda _match: own, text) for text in texts]
+        # For one text, handing it to the tokenizer's threads takes longer than tokenizing it.
+        encodings = [self._tokenizer.encode(plain[0])] if len(plain) == 1 else self._tokenizer.encode_batch_fast(plain)
         return [self._encoded(row, texts, encodings[row].ids, spans[row]) for row in range(len(texts))]
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has, special ones included."""
+        own = self._manifest.mask_token
+        return len(self._tokenizer.encode(self._masks.sub(lambda _match: own, text)).ids)
 
     def _encoded(
         self, row: int, texts: Sequence[str], ids: list[int], spans: tuple[tuple[int, int], ...]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +23,10 @@ __all__ = ["FillerInfo", "MaskFiller"]
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGET = 4096
-"""Most tokens, padding included, that one run of the model takes, unless one text alone has more."""
+TOKEN_BUDGET = 1024
+"""Most tokens, padding included, that one run of the model takes, unless one text alone has more.
+
+Of 256 to 4096 the fastest on two cores: more no longer fit the processor's cache (docs/engine.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,10 @@ class MaskFiller:
         kind, number = resolve_device(device)
         chosen = _choose_precision(self._manifest, precision, kind, folder)
         self._encoder = TextEncoder(self._manifest.check_file(folder, TOKENIZER), self._manifest)
+        files = self._manifest.models[chosen]
+        self._manifest.check_file(folder, files.weights)
         self._session = Session(
-            self._manifest.check_file(folder, self._manifest.models[chosen].file),
+            self._manifest.check_file(folder, files.file),
             kind=kind,
             number=number,
             fall_back=device == "auto",
@@ -122,6 +126,14 @@ class MaskFiller:
         if name == "_session":
             raise InputError("this MaskFiller is closed; open a new one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a text has, special ones included; `info.max_length` is the most there may be.
+
+        Args:
+            text: Any text, with or without a mask.
+        """
+        return self._encoder.count(text)
 
     def fill(self, text: str, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> FillResult:
         """Fill the masks of one text, each on its own.
@@ -299,7 +311,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _shipped_model() -> Path:
-    folder = Path(str(files("mlm_infer").joinpath("resources/english-small")))
+    folder = Path(str(resources.files("mlm_infer").joinpath("resources/english-small")))
     if not folder.is_dir():
         raise BundleError("this installation lacks the small model; install it again, or name a bundle")
     return folder

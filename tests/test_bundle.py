@@ -38,7 +38,7 @@ def test_empty_folder_and_checkpoint(tmp_path: Path, base: Path) -> None:
         MaskFiller(base)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "model.int8.onnx"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.int8.onnx", "model.int8.weights"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
 def test_damaged_file(bundle: Path, name: str, damage: str) -> None:
     """The message names the file."""

@@ -35,7 +35,7 @@ def test_manifest_and_parity(bundles: dict[str, Path]) -> None:
             assert case["top1"] == case["top5"] == 1
         else:
             assert case["top1"] > 0.8
-    assert manifest.files["model.int8.onnx"].bytes < 0.35 * manifest.files["model.fp32.onnx"].bytes
+    assert manifest.parity["bytes"]["int8"] < 0.35 * manifest.parity["bytes"]["fp32"]
     assert manifest.max_length == 512
 
 

@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 root=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+rm -rf build
 python -m build --wheel --outdir "$work/dist" . > "$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 python -m venv "$work/venv"
 wheel=$(echo "$work"/dist/*.whl)

@@ -1,0 +1,107 @@
+"""`python -m mlm_infer.benchmarks`: this package and its peers, measured side by side."""
+
+import datetime
+import importlib.metadata
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlm_infer.command import command_errors
+
+HERE = Path(__file__).parent
+
+
+@click.command()
+@click.option("--shape", "shapes", multiple=True, default=["distilroberta"], show_default=True, help="Repeat for more.")
+@click.option("--engine", "engines", multiple=True, help="Only these; the pipeline always runs.  [default: all]")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
+@click.option("--sentences", default=2000, show_default=True, help="Sentences in bulk.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path(".work/benchmarks"), show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write.  [default: benchmarks/results/DATE.json]"
+)
+@command_errors
+def main(
+    shapes: tuple[str, ...],
+    engines: tuple[str, ...],
+    threads: int,
+    singles: int,
+    sentences: int,
+    work: Path,
+    output: Path | None,
+) -> None:
+    """Measure this package and its peers side by side, and write figures, a table and a chart."""
+    from mlm_infer import MaskFiller
+    from mlm_infer.cpu import cpu_name
+
+    from .compare import Worker, bulk_texts, compare_shape, machine_peak, texts_of_length
+    from .peers import OPENVINO, prepare
+    from .report import markdown, save_chart
+    from .worker import ENGINES
+
+    chosen = [name for name in ENGINES if not engines or name in engines or name == "transformers pipeline"]
+    peak = machine_peak(threads)
+    results: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": shlex.join(["python", "-m", "mlm_infer.benchmarks", *sys.argv[1:]]),
+        "cpu": cpu_name(),
+        "threads": threads,
+        "int8_peak_gmacs": peak,
+        "versions": _versions() | {"openvino": OPENVINO[2].partition("==")[2]},
+        "shapes": {},
+        "derived": {},
+    }
+    for shape in shapes:
+        _say(f"{shape}: making models")
+        paths, pythons = prepare(shape, work, chosen)
+        with MaskFiller(paths["bundle"]) as filler:
+            mask = filler.info.mask_token
+            latency = {length: texts_of_length(filler.count_tokens, mask, length, singles) for length in (25, 128)}
+            bulk = bulk_texts(mask, sentences)
+            tokens = sum(filler.count_tokens(text) for text in bulk)
+        workers = [Worker.start(name, pythons[name], paths, threads) for name in chosen]
+        try:
+            found = compare_shape(workers, latency, bulk, _say)
+        finally:
+            for worker in workers:
+                worker.stop()
+        results["shapes"][shape] = found
+        if "mlm-infer int8" in found:
+            needed = _multiply_adds(Path(paths["checkpoint"]), tokens, len(bulk)) / peak / 1e9
+            taken = len(bulk) / found["mlm-infer int8"]["bulk"]["texts_per_second"]
+            results["derived"][shape] = {"tokens": tokens, "int8_peak_share": needed / taken}
+    output = output or HERE / "results" / f"{results['date']}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+    save_chart(results, output.with_suffix(".png"))
+    click.echo(markdown(results))
+    _say(f"written: {output}, with a table (.md) and a chart (.png) beside it")
+
+
+def _multiply_adds(checkpoint: Path, tokens: int, rows: int) -> float:
+    """Return what the dense layers need: keys and values of the last layer at every token, the rest at the masks."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    width = config.get("hidden_size") or config["dim"]
+    layers = config.get("num_hidden_layers") or config["n_layers"]
+    everywhere = (layers - 1) * 12 * width**2 + 2 * width**2
+    at_masks = 10 * width**2 + width**2 + width * config["vocab_size"]
+    return float(tokens * everywhere + rows * at_masks)
+
+
+def _versions() -> dict[str, str]:
+    names = ("mlm-infer", "onnxruntime", "torch", "transformers", "optimum-onnx", "tokenizers")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    main()

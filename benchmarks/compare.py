@@ -1,0 +1,199 @@
+"""Running the engines side by side: one text at a time in turns, so that what disturbs one disturbs all."""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlm_infer.samples import movie_reviews
+
+__all__ = ["Worker", "bulk_texts", "compare_shape", "machine_peak", "texts_of_length"]
+
+_WORKER = Path(__file__).with_name("worker.py")
+# A thread pool may stay awake after a call; nobody's should run while another engine is timed.
+_REST_SECONDS = 0.02
+
+
+@dataclass(slots=True)
+class Worker:
+    """An engine in its process."""
+
+    name: str
+    process: subprocess.Popen[str]
+
+    @classmethod
+    def start(cls, name: str, python: Path, paths: Mapping[str, str], threads: int) -> "Worker":
+        """Start an engine; it loads at its first request."""
+        command = [str(python), str(_WORKER), name, str(threads), json.dumps(dict(paths))]
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "true",
+            "OMP_NUM_THREADS": str(threads),
+        }
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        return cls(name, process)
+
+    def ask(self, texts: Sequence[str], batch: int = 1, *, warm_up: int = 0) -> dict[str, Any]:
+        """Let the engine fill texts with one mask each, some times before it is timed; return its answer."""
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("the worker has no pipes")
+        self.process.stdin.write(json.dumps({"texts": list(texts), "batch": batch, "warm_up": warm_up}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the engine {self.name!r} died; run benchmarks/worker.py by hand to see why")
+        time.sleep(_REST_SECONDS)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait()
+
+
+def bulk_texts(mask: str, count: int) -> list[str]:
+    """Return review sentences with the word in their middle masked."""
+    texts = []
+    for sentence in movie_reviews()[:count]:
+        words = sentence.split()
+        words[len(words) // 2] = mask
+        texts.append(" ".join(words))
+    return texts
+
+
+def texts_of_length(count_tokens: Callable[[str], int], mask: str, length: int, count: int) -> list[str]:
+    """Return texts of exactly so many tokens, special ones included, cut from the reviews one after the other."""
+    words = [word for sentence in movie_reviews("validation") for word in sentence.split()]
+    texts: list[str] = []
+    start = 0
+    while len(texts) < count and start + length < len(words):
+        taken = length // 2
+        text = ""
+        while taken <= length:
+            chosen = words[start : start + taken]
+            chosen[taken // 2] = mask
+            text = " ".join(chosen)
+            if count_tokens(text) >= length:
+                break
+            taken += 1
+        if count_tokens(text) == length:
+            texts.append(text)
+        start += taken
+    return texts
+
+
+def compare_shape(
+    workers: Sequence[Worker],
+    latency: Mapping[int, Sequence[str]],
+    bulk: Sequence[str],
+    on_step: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Measure engines on single texts of given lengths and on many texts.
+
+    Args:
+        workers: The engines, ours among them.
+        latency: Texts by their number of tokens.
+        bulk: Many texts.
+        on_step: Called with a line of text as each step begins.
+
+    Returns:
+        For each engine: milliseconds (p50, p95) by length, texts a second, seconds to load and give the first
+        answer, peak memory in MB, and the share of texts with our fp32's best token.
+    """
+    results: dict[str, dict[str, Any]] = {worker.name: {"latency_ms": {}} for worker in workers}
+    for worker in workers:
+        on_step(f"loading {worker.name}")
+        results[worker.name]["load_and_first_seconds"] = worker.ask([bulk[0]])["load_and_first"]
+    reference: dict[str, list[int]] = {}
+    same = dict.fromkeys(results, 0)
+    asked = 0
+    for length, texts in latency.items():
+        on_step(f"{len(texts)} texts of {length} tokens, in turns")
+        times: dict[str, list[float]] = {name: [] for name in results}
+        for text in texts:
+            asked += 1
+            for worker in workers:
+                # The engine before left the caches full of its own weights: each turn begins with an untimed answer.
+                answer = worker.ask([text], warm_up=1)
+                times[worker.name].append(answer["seconds"] * 1e3)
+                reference.setdefault(text, answer["ids"][0])
+                same[worker.name] += answer["ids"][0][0] == reference[text][0]
+        for name, found in times.items():
+            result = results[name]
+            result["latency_ms"][str(length)] = {
+                "p50": statistics.median(found),
+                "p95": statistics.quantiles(found, n=20)[18],
+                "each": [round(value, 3) for value in found],
+            }
+    for name, result in results.items():
+        result["same_best_token"] = same[name] / asked
+    _bulk(workers, bulk, results, on_step)
+    return results
+
+
+def _bulk(
+    workers: Sequence[Worker], bulk: Sequence[str], results: dict[str, dict[str, Any]], on_step: Callable[[str], None]
+) -> None:
+    """Measure throughput, each peer at the batch size that suits it best, in four rounds of turns."""
+    batch = {}
+    for worker in workers:
+        trial = {size: worker.ask(bulk[:64], size)["seconds"] for size in (1, 8, 32)}
+        batch[worker.name] = min(trial, key=trial.__getitem__)
+    parts = [bulk[part::4] for part in range(4)]
+    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    for number, part in enumerate(parts, 1):
+        on_step(f"bulk, round {number} of {len(parts)}: {len(part)} texts")
+        for worker in workers:
+            answer = worker.ask(part, batch[worker.name])
+            seconds[worker.name].append(answer["seconds"])
+            results[worker.name]["peak_memory_mb"] = answer["peak_mb"]
+    for name, found in seconds.items():
+        results[name]["bulk"] = {
+            "texts_per_second": len(bulk) / math.fsum(found),
+            "batch_size": batch[name],
+            "rounds_seconds": found,
+        }
+
+
+def machine_peak(threads: int) -> float:
+    """Return the most int8 multiply-adds a second that ONNX Runtime reaches in one product on this machine, in 1e9."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows, inner, outer = 1024, 768, 3072
+    weights = np.ones((inner, outer), np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "peak",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [rows, inner])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [rows, outer])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(onnx.ModelProto.SerializeToString(model), options)
+    feed = {"x": np.ones((rows, inner), np.uint8)}
+    best = math.inf
+    for _ in range(50):
+        started = time.perf_counter()
+        session.run(None, feed)
+        best = min(best, time.perf_counter() - started)
+    return rows * inner * outer / best / 1e9

@@ -1,0 +1,80 @@
+"""Getting every engine its model, and the engines whose versions clash an environment of their own."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from .shapes import make_checkpoint
+
+__all__ = ["OPENVINO", "prepare"]
+
+OPENVINO = ("torch==2.13.0", "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0")
+_QUANTIZE = """
+import sys
+from optimum.onnxruntime import ORTModelForMaskedLM, ORTQuantizer
+from optimum.onnxruntime.configuration import AutoQuantizationConfig
+source, plain, small = sys.argv[1:]
+ORTModelForMaskedLM.from_pretrained(source, export=True).save_pretrained(plain)
+config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+ORTQuantizer.from_pretrained(plain).quantize(save_dir=small, quantization_config=config)
+"""
+_OPENVINO = """
+import sys
+from optimum.intel import OVModelForMaskedLM, OVWeightQuantizationConfig
+source, plain, small = sys.argv[1:]
+OVModelForMaskedLM.from_pretrained(source, export=True, load_in_8bit=False, compile=False).save_pretrained(plain)
+options = {"quantization_config": OVWeightQuantizationConfig(bits=8), "compile": False}
+OVModelForMaskedLM.from_pretrained(source, export=True, **options).save_pretrained(small)
+"""
+
+
+def openvino_python(work: Path) -> Path:
+    """Return the interpreter of an environment with OpenVINO, made on first use."""
+    folder = work / "openvino-environment"
+    python = folder / "bin/python"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *OPENVINO], check=True)  # noqa: S603
+        # optimum-intel brings a torchvision that is built for another torch, and transformers imports it if it can.
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)  # noqa: S603
+        (folder / "ready").touch()
+    return python
+
+
+def prepare(shape: str, work: Path, engines: list[str]) -> tuple[dict[str, str], dict[str, Path]]:
+    """Make the models that the engines need.
+
+    Args:
+        shape: A name of `benchmarks.shapes.SHAPES`.
+        work: Where models and environments are kept from run to run.
+        engines: Names of `benchmarks.worker.ENGINES`.
+
+    Returns:
+        Paths for the worker, and the interpreter of each engine.
+    """
+    from mlm_infer.export import Budget, export_bundle
+
+    models = work / shape
+    names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")
+    paths = {name: models / name for name in names}
+    make_checkpoint(shape, paths["checkpoint"])
+    if not paths["bundle"].exists():
+        # Random weights have no answers to keep, so the budget on them is void.
+        void = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
+        export_bundle(str(paths["checkpoint"]), paths["bundle"], precisions=["fp32", "int8"], budget=void)
+    arguments = [str(paths["checkpoint"])]
+    if any(engine.startswith("optimum") for engine in engines) and not paths["optimum_int8"].exists():
+        _run(Path(sys.executable), _QUANTIZE, [*arguments, str(paths["optimum"]), str(paths["optimum_int8"])])
+    pythons = {engine: Path(sys.executable) for engine in engines}
+    vino = [engine for engine in engines if engine.startswith("OpenVINO")]
+    if vino:
+        python = openvino_python(work)
+        pythons |= dict.fromkeys(vino, python)
+        if not paths["openvino_int8"].exists():
+            _run(python, _OPENVINO, [*arguments, str(paths["openvino"]), str(paths["openvino_int8"])])
+    return {name: str(path) for name, path in paths.items()}, pythons
+
+
+def _run(python: Path, code: str, arguments: list[str]) -> None:
+    subprocess.run([python, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)  # noqa: S603

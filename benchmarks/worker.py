@@ -1,0 +1,170 @@
+"""One engine in a process of its own: reads requests from stdin, answers with times on stdout, a JSON line each.
+
+Runs in whatever environment has the engine, so it imports nothing of this package unless the engine is ours.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Fill = Callable[[list[str], int], list[list[int]]]
+"""Texts with one mask each and a batch size, to the five best token ids of each."""
+
+
+def _ours(precision: str) -> Callable[[dict[str, str], int], Fill]:
+    def load(paths: dict[str, str], threads: int) -> Fill:
+        from mlm_infer import MaskFiller
+
+        filler = MaskFiller(paths["bundle"], precision=precision, threads=threads)
+
+        def fill(texts: list[str], _batch: int) -> list[list[int]]:
+            results = filler.fill_batch(texts) if len(texts) > 1 else [filler.fill(texts[0])]
+            return [[each.token_id for each in result.masks[0].predictions] for result in results]
+
+        return fill
+
+    return load
+
+
+def _from_pipeline(pipe: Any) -> Fill:
+    def fill(texts: list[str], batch: int) -> list[list[int]]:
+        answers = pipe(texts, batch_size=batch) if len(texts) > 1 else [pipe(texts[0])]
+        return [[each["token"] for each in answer] for answer in answers]
+
+    return fill
+
+
+def _transformers(paths: dict[str, str], threads: int) -> Fill:
+    import torch
+    from transformers import pipeline
+
+    torch.set_num_threads(threads)
+    return _from_pipeline(pipeline("fill-mask", model=paths["checkpoint"], device="cpu"))
+
+
+def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) -> Fill:
+    """A plain torch loop with the head at the masks only, so that our lead is not that of the head alone."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    tokenizer = AutoTokenizer.from_pretrained(paths["checkpoint"])
+    model = AutoModelForMaskedLM.from_pretrained(paths["checkpoint"], torchscript=script).eval()
+    rows = torch.zeros(1, dtype=torch.long)
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> Any:
+        chosen = output[0].reshape(-1, output[0].shape[-1])[rows].unsqueeze(0)
+        if isinstance(output, tuple):
+            return (chosen, *output[1:])
+        output.last_hidden_state = chosen
+        return output
+
+    run: Any = model
+    if script:
+        example = tokenizer(["a b c d", "a b"], return_tensors="pt", padding=True)
+        run = torch.jit.trace(model, (example["input_ids"], example["attention_mask"]))
+    else:
+        model.base_model.register_forward_hook(keep)
+
+    @torch.inference_mode()
+    def fill(texts: list[str], batch: int) -> list[list[int]]:
+        nonlocal rows
+        found: list[list[int]] = []
+        for start in range(0, len(texts), batch):
+            inputs = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True)
+            rows = (inputs["input_ids"].reshape(-1) == tokenizer.mask_token_id).nonzero().squeeze(1)
+            if script:
+                logits = run(inputs["input_ids"], inputs["attention_mask"])[0]
+                logits = logits.reshape(-1, logits.shape[-1])[rows]
+            else:
+                logits = run(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
+            best = torch.log_softmax(logits, -1).topk(5)
+            for ids, _ in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                [tokenizer.decode([each]) for each in ids]
+                found.append(ids)
+        return found
+
+    return fill
+
+
+def _torchscript(paths: dict[str, str], threads: int) -> Fill:
+    return _torch_rows(paths, threads, script=True)
+
+
+def _optimum(key: str) -> Callable[[dict[str, str], int], Fill]:
+    def load(paths: dict[str, str], threads: int) -> Fill:
+        import onnxruntime
+        from optimum.onnxruntime import ORTModelForMaskedLM
+        from transformers import AutoTokenizer, pipeline
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        model = ORTModelForMaskedLM.from_pretrained(paths[key], session_options=options)
+        tokenizer = AutoTokenizer.from_pretrained(paths["checkpoint"])
+        return _from_pipeline(pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu"))
+
+    return load
+
+
+def _openvino(key: str) -> Callable[[dict[str, str], int], Fill]:
+    def load(paths: dict[str, str], threads: int) -> Fill:
+        from optimum.intel import OVModelForMaskedLM
+        from transformers import AutoTokenizer, pipeline
+
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        model = OVModelForMaskedLM.from_pretrained(paths[key], ov_config=settings)
+        tokenizer = AutoTokenizer.from_pretrained(paths["checkpoint"])
+        return _from_pipeline(pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu"))
+
+    return load
+
+
+ENGINES: dict[str, Callable[[dict[str, str], int], Fill]] = {
+    "mlm-infer int8": _ours("int8"),
+    "mlm-infer fp32": _ours("fp32"),
+    "transformers pipeline": _transformers,
+    "torch, head at masks": _torch_rows,
+    "TorchScript": _torchscript,
+    "optimum fp32": _optimum("optimum"),
+    "optimum int8": _optimum("optimum_int8"),
+    "OpenVINO": _openvino("openvino"),
+    "OpenVINO int8": _openvino("openvino_int8"),
+}
+
+
+def main() -> None:
+    """Serve one engine until stdin ends."""
+    engine, threads, paths = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    # Libraries write to stdout; the answers need a channel of their own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    started = 0.0
+    fill = None
+    first = True
+    for line in sys.stdin:
+        request = json.loads(line)
+        if fill is None:
+            started = time.perf_counter()
+            fill = ENGINES[engine](paths, threads)
+        for _ in range(request["warm_up"]):
+            fill(request["texts"], request["batch"])
+        before = time.perf_counter()
+        ids = fill(request["texts"], request["batch"])
+        after = time.perf_counter()
+        answer = {"seconds": after - before, "ids": ids}
+        if first:
+            answer["load_and_first"] = after - started
+            first = False
+        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
+            answer["peak_mb"] = next(int(row.split()[1]) for row in status if row.startswith("VmHWM")) / 1024
+        answer["cpu_seconds"] = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The engine: what the graph passes do, what int8 keeps, and what it costs to ask for too much."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from mlm_infer.export import Budget, export_bundle
+from mlm_infer.export.activations import add_quantized, plan_activation, simulate
+from mlm_infer.export.calibrate import ActivationStats
+from mlm_infer.export.run_model import open_model
+from mlm_infer.export.weights import column_scales, round_columns, round_with_feedback
+
+from mlm_infer import DataError, ExportError, InputError, MaskFiller
+from mlm_infer.bundle import read_manifest
+from mlm_infer.cpu import _cgroup_quota
+
+from .test_pipeline_parity import NAMES, masked_sentences
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fusions_and_rows(name: str, bundles: dict[str, Path]) -> None:
+    """Two layers: two attentions, three GELUs, six norms; the last layer and the head run at the masks."""
+    details = read_manifest(bundles[name]).models["fp32"].details
+    assert details["fusions"] == {"MultiHeadAttention": 2, "Gelu": 3, "LayerNormalization": 6}
+    # Last layer from the query on: 2 + 1 + 3 + 2 + 5 nodes and the head's 5 or more; after attention one row a mask.
+    assert details["nodes_at_masks"] >= 18
+    assert details["nodes_at_rows"] >= 13
+    graph = onnx.load(bundles[name] / "model.fp32.onnx", load_external_data=False).graph
+    softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == 1, "only that of the vocabulary is left"
+
+
+def test_tied_weights_are_stored_once(bundles: dict[str, Path]) -> None:
+    """The word embeddings serve the head as well, in fp32 and in int8."""
+    for precision, width in (("fp32", 4), ("int8", 1)):
+        size = read_manifest(bundles["base"]).parity["bytes"][precision]
+        assert size < 1.6 * width * 30522 * 128
+
+
+@pytest.mark.parametrize("without", [("fusions",), ("attention",), ("rows",), ("fusions", "attention", "rows")])
+def test_passes_can_be_left_out(without: tuple[str, ...], tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Each pass is for speed alone: the answers are the same without it."""
+    export_bundle(str(tiny["distilbert"]), tmp_path / "plain", without_passes=without)
+    export_bundle(str(tiny["distilbert"]), tmp_path / "fast")
+    texts = masked_sentences("[MASK]", 20, seed=2)
+    plain, fast = (MaskFiller(tmp_path / each).fill_batch(texts) for each in ("plain", "fast"))
+    for one, other in zip(plain, fast, strict=True):
+        for mine, theirs in zip(one.masks, other.masks, strict=True):
+            np.testing.assert_allclose(
+                [each.logprob for each in mine.predictions], [each.logprob for each in theirs.predictions], atol=1e-4
+            )
+    with pytest.raises(InputError, match="the passes are fusions, attention, rows"):
+        export_bundle(str(tiny["bert"]), tmp_path / "x", without_passes=["speed"])
+
+
+def test_a_pass_that_changes_the_answers_is_named(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export stops, says which pass it was, and how to go on without it."""
+    from mlm_infer.export import serving
+    from mlm_infer.export.attention import fuse_attention as true
+
+    def wrong(graph: ir.Graph, shapes: Any) -> int:
+        count = true(graph, shapes)
+        for node in graph:
+            if node.op_type == "MultiHeadAttention":
+                node.attributes["scale"] = ir.AttrFloat32("scale", 0.9)
+        return count
+
+    monkeypatch.setattr(serving, "fuse_attention", wrong)
+    with pytest.raises(ExportError, match=r"'attention' changed the logits .* --no-pass attention"):
+        export_bundle(str(tiny["bert"]), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    export_bundle(str(tiny["bert"]), tmp_path / "out", without_passes=["attention"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_does_not_depend_on_the_batch(name: str, bundles: dict[str, Path]) -> None:
+    """Fixed scales: alone or among texts of any length, an answer differs by rounding only."""
+    filler = MaskFiller(bundles[name], precision="int8")
+    texts = masked_sentences(filler.info.mask_token, 60, seed=7)
+    for together, text in zip(filler.fill_batch(texts), texts, strict=True):
+        alone = filler.fill(text, top_k=10)
+        for one, other in zip(together.masks, alone.masks, strict=True):
+            scores = {each.token_id: each.score for each in other.predictions}
+            for each in one.predictions:
+                assert each.score == pytest.approx(scores.get(each.token_id, 0), abs=5e-3)
+
+
+def stats_of(values: Any) -> ActivationStats:
+    """Calibration statistics of an array."""
+    values = values.astype(np.float32)
+    return ActivationStats(values.min(0), values.max(0), values.T @ values, len(values), values)
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_outlier_columns(one_sided: bool) -> None:
+    """Two channels ten times as large: further columns leave less than a third of the error, in the graph as well."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((256, 64)).astype(np.float32)
+    values[:, [5, 40]] *= 12
+    if one_sided:
+        values = np.maximum(values, -0.17)
+    stats = stats_of(values)
+    plain, split = plan_activation(stats, 0.0), plan_activation(stats, 0.5)
+    errors = [float(np.abs(simulate(each, values) - values).max()) for each in (plain, split)]
+    assert errors[1] < errors[0] / 3
+    assert set(split.columns.tolist()) >= {5, 40}
+    assert len(split.columns) <= 32
+    assert float(np.abs(simulate(split, values) - values).max()) <= split.scale * 2
+
+    source = ir.val("x", dtype=ir.DataType.FLOAT, shape=["rows", 64])
+    graph = ir.Graph([source], [], nodes=[], opset_imports={"": 18}, name="split")
+    end = ir.node("Identity", [source])
+    graph.append(end)
+    found, _, _ = add_quantized(graph, source, split, before=end)
+    end.replace_input_with(0, found)
+    end.outputs[0].name = "bytes"
+    graph.outputs.append(end.outputs[0])
+    (held,) = open_model(ir.Model(graph, ir_version=9)).run(None, {"x": values})
+    total = (held[:, :64].astype(np.float32) - split.zero_point) * split.scale
+    for index, channel in enumerate(split.columns):
+        total[:, channel] += (held[:, 64 + index].astype(np.float32) - split.zero_point) * split.scale
+    np.testing.assert_allclose(total, simulate(split, values), atol=1e-5)
+
+
+def test_feedback_keeps_the_outputs_closer() -> None:
+    """Rounding with feedback beats rounding to nearest on the outputs, with inputs that go together."""
+    random = np.random.default_rng(0)
+    values = (random.standard_normal((2000, 16)) @ random.standard_normal((16, 96))).astype(np.float32)
+    weights = random.standard_normal((96, 48)).astype(np.float32)
+    for bits in (7, 8):
+        scales = column_scales(weights, bits)
+        nearest = round_columns(weights, scales)
+        fed_back = round_with_feedback(weights, scales, values.T @ values, bits)
+        assert int(np.abs(fed_back.astype(int)).max()) <= 2 ** (bits - 1) - 1
+        errors = [float(np.linalg.norm(values @ (each * scales - weights))) for each in (nearest, fed_back)]
+        assert errors[1] < 0.6 * errors[0]
+
+
+def test_budget(base: Path, tmp_path: Path) -> None:
+    """The report names each layer; a budget that cannot be met is an error, or leaves layers in fp32."""
+    hard = Budget(max_perplexity_increase=0.0, min_agreement=0.9999, strict=True)
+    with pytest.raises(ExportError, match=r"same best token \d+\.\d% \(at least 100\.0%\)"):
+        export_bundle(str(base), tmp_path / "out", precisions=["int8"], budget=hard)
+    assert not (tmp_path / "out").exists()
+    loose = Budget(max_perplexity_increase=0.0, min_agreement=0.9999)
+    export_bundle(str(base), tmp_path / "out", precisions=["int8"], budget=loose)
+    details = read_manifest(tmp_path / "out").models["int8"].details
+    assert details["agreement"] >= 0.9999
+    assert "fp32" in {layer["scheme"] for layer in details["layers"]}
+    assert len(details["layers"]) == 15
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has 0 lines"),
+        (b"too short\n" * 5, "has 5 lines"),
+        (b"caf\xe9\n" * 50, "not UTF-8"),
+        (None, "no calibration file"),
+    ],
+)
+def test_wrong_calibration_text(content: bytes | None, message: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Missing, too short, or not text."""
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        export_bundle(str(tiny["bert"]), tmp_path / "out", precisions=["int8"], calibration_data=path)
+
+
+def test_own_calibration_text(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Text of one's own is used."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(f"The {word} film number {word}." for word in map(str, range(80))))
+    void = Budget(max_perplexity_increase=10, min_agreement=0)
+    export_bundle(str(tiny["bert"]), tmp_path / "out", precisions=["int8"], calibration_data=path, budget=void)
+    assert read_manifest(tmp_path / "out").models["int8"].details["masks"] < 200
+
+
+def test_container_quota(tmp_path: Path) -> None:
+    """A cgroup's quota in cores, version 2 and 1, and none."""
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert _cgroup_quota(tmp_path) == 0.5
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup_quota(tmp_path) is None
