@@ -120,7 +120,6 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
 def clean(model: ir.Model) -> None:
     """Drop what is unused or there twice, and sort the nodes."""
     for each in (
-        common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),

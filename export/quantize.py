@@ -159,7 +159,8 @@ def apply_plan(model: ir.Model, plan: QuantizationPlan, keep_fp32: frozenset[str
             _replace_lookup(graph, node, plan, stored)
     if TABLE in plan.reports:
         reports.append(_chosen(plan, TABLE, keep_fp32))
-    for activation, layers in dense_sites(graph).items():
+    # Backwards: a layer that feeds another must still be there when the other is replaced.
+    for activation, layers in reversed(dense_sites(graph).items()):
         wanted = [layer for layer in layers if layer.name not in keep_fp32]
         reports.extend(_chosen(plan, layer.name, keep_fp32) for layer in layers)
         if not wanted:
@@ -170,7 +171,8 @@ def apply_plan(model: ir.Model, plan: QuantizationPlan, keep_fp32: frozenset[str
             _replace_dense(graph, layer, plan.layers[layer.name], how, quantized, stored)
     graph.opset_imports.setdefault("com.microsoft", 1)
     clean(model)
-    return reports
+    order = {name: place for place, name in enumerate(plan.reports)}
+    return sorted(reports, key=lambda report: order[report.name])
 
 
 def _chosen(plan: QuantizationPlan, name: str, keep_fp32: frozenset[str]) -> LayerReport:

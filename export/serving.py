@@ -19,10 +19,9 @@ from .graph import add_serving_head, clean
 from .rows import flat_rows, move_rows_up, text_rows
 from .run_model import open_model
 from .shapes import observe_shapes
+from .to_onnx import ENCODER_INPUTS
 
-__all__ = ["ENCODER_INPUTS", "PASSES", "ServingGraph", "build_serving_graph"]
-
-ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+__all__ = ["PASSES", "ServingGraph", "build_serving_graph"]
 
 PASSES = ("fusions", "attention", "rows")
 """What is done to a graph for speed alone, in this order; each is checked and can be left out."""
@@ -88,6 +87,11 @@ def build_serving_graph(path: Path, vocabulary: int, batch: Batch, *, without: S
     texts = move_rows_up(graph, by_text, movable, text_rows(named["mask_positions"]), vocabulary)
     shapes[by_text.outputs[0].name or ""] = ("B", "L", vocabulary)
     rows = move_rows_up(graph, by_row, movable, flat_rows(named["mask_rows"]), vocabulary)
+    for marker in (by_row, by_text):
+        source = marker.inputs[0]
+        assert source is not None  # noqa: S101
+        marker.outputs[0].replace_all_uses_with(source)
+        graph.remove(marker, safe=True)
     clean(model)
     model.ir_version = _IR_VERSION
     (found,) = open_model(model).run(["logits"], feeds(batch, inputs))

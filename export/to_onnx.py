@@ -4,15 +4,17 @@ import logging
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mlm_infer.errors import ExportError, ModelError
 
-__all__ = ["max_length", "optimum_export"]
+__all__ = ["ENCODER_INPUTS", "max_length", "optimum_export"]
 
 OPSET = 18
+ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def optimum_export(model: PreTrainedModel, folder: Path) -> Path:
@@ -48,7 +50,14 @@ def optimum_export(model: PreTrainedModel, folder: Path) -> Path:
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ExportError(f"Optimum could not export this {architecture}: {reason[0]}") from error
-    return folder / "model.onnx"
+    path = folder / "model.onnx"
+    strange = {each.name for each in onnx.load(path, load_external_data=False).graph.input} - set(ENCODER_INPUTS)
+    if strange:
+        raise ModelError(
+            f"this {architecture} takes the inputs {', '.join(sorted(strange))}, which a text alone does not give; "
+            "it cannot be exported"
+        )
+    return path
 
 
 def max_length(model: PreTrainedModel, tokenizer_limit: int) -> int:
