@@ -4,55 +4,123 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from mlm_infer.command import command_errors
+from mlm_infer.errors import DependencyError
 from mlm_infer.tables import format_table
 
+if TYPE_CHECKING:
+    from mlm_infer import MaskFiller
+
 __all__ = ["main"]
+
+_LENGTHS = (25, 128)
+_BULK = 500
+
+Fill = Callable[[Sequence[str]], object]
 
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or int8.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--against", help="Checkpoint of the same model: measure the transformers pipeline on it in turns.")
 @click.option("--threads", type=int, help="Threads of one run.  [default: all]")
+@click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
-def main(model: str | None, precision: str, device: str, threads: int | None, as_json: bool) -> None:
-    """Measure latency and throughput of the bundle MODEL (the small model of the package without one)."""
+def main(model: str | None, against: str | None, threads: int | None, singles: int, as_json: bool) -> None:
+    """Measure the bundle MODEL (without one, the small model of the package) in each precision it holds."""
     from mlm_infer import MaskFiller
-    from mlm_infer.cpu import cpu_name
-    from mlm_infer.samples import movie_reviews
+    from mlm_infer.bundle import read_manifest
+    from mlm_infer.cpu import available_cpus, cpu_name
 
-    started = time.perf_counter()
-    filler = MaskFiller(Path(model) if model else None, precision=precision, device=device, threads=threads)
-    filler.fill("A [MASK].")
-    first = time.perf_counter() - started
-    reviews = movie_reviews("validation")
-    texts = [" ".join(["[MASK]", *review.split()[1:]]) for review in reviews if len(review.split()) > 1]
-    latencies = []
-    with click.progressbar(length=300, label="Single texts", file=sys.stderr) as bar:
-        for text in texts[:300]:
-            before = time.perf_counter()
-            filler.fill(text)
-            latencies.append((time.perf_counter() - before) * 1e3)
-            bar.update(1)
-    before = time.perf_counter()
-    filler.fill_batch(texts)
-    rate = len(texts) / (time.perf_counter() - before)
-    hundredths: list[float] = statistics.quantiles(latencies, n=100)
-    figures = {
-        "load and first answer, s": first,
-        "one text, p50, ms": hundredths[49],
-        "one text, p95, ms": hundredths[94],
-        "bulk, texts/s": rate,
-    }
+    from .compare import bulk_texts, texts_of_length
+
+    with MaskFiller(model, threads=threads) as first:
+        folder = first.info.path
+        texts = {
+            length: texts_of_length(first.count_tokens, first.info.mask_token, length, singles)
+            for length in _LENGTHS
+            if length <= first.info.max_length
+        }
+        bulk = bulk_texts(first.info.mask_token, _BULK)
+    engines: dict[str, Fill] = {}
+    figures: dict[str, dict[str, float]] = {}
+    for precision in read_manifest(folder).models:
+        started = time.perf_counter()
+        filler = MaskFiller(folder, precision=precision, threads=threads, device="cpu")
+        filler.fill(bulk[0])
+        figures[precision] = {"load and first answer, s": time.perf_counter() - started}
+        engines[precision] = _ours(filler)
+    if against:
+        started = time.perf_counter()
+        engines["pipeline"] = _pipeline(against, threads)
+        engines["pipeline"](bulk[:1])
+        figures["pipeline"] = {"load and first answer, s": time.perf_counter() - started}
+    _measure(engines, texts, bulk, figures)
     if as_json:
-        click.echo(json.dumps({"precision": filler.info.precision, "cpu": cpu_name(), **figures}))
+        click.echo(json.dumps({"cpu": cpu_name(), "threads": threads or available_cpus(), "figures": figures}))
         return
-    click.echo(f"{filler!r} on {cpu_name()}")
-    click.echo(format_table(["figure", "value"], [[name, f"{value:.2f}"] for name, value in figures.items()]))
+    click.echo(f"{folder} on {cpu_name()}, {threads or available_cpus()} threads")
+    titles = list(next(iter(figures.values())))
+    click.echo(
+        format_table(
+            ["", *titles], [[name, *(f"{found[title]:.2f}" for title in titles)] for name, found in figures.items()]
+        )
+    )
+
+
+def _ours(filler: "MaskFiller") -> Fill:
+    return lambda texts: filler.fill_batch(texts)
+
+
+def _pipeline(checkpoint: str, threads: int | None) -> Fill:
+    try:
+        import torch
+        from transformers import pipeline
+    except ImportError as error:
+        raise DependencyError(
+            f"--against needs {error.name}; install it with: pip install 'mlm-infer[export]'"
+        ) from error
+    if threads:
+        torch.set_num_threads(threads)
+    pipe = pipeline("fill-mask", model=checkpoint, device="cpu")
+    return lambda texts: pipe(list(texts), batch_size=8 if len(texts) > 1 else 1)
+
+
+def _measure(
+    engines: dict[str, Fill],
+    texts: dict[int, list[str]],
+    bulk: Sequence[str],
+    figures: dict[str, dict[str, float]],
+) -> None:
+    """Time single texts in turns, each answered once before it counts, and then many in four rounds."""
+    total = sum(map(len, texts.values())) + 4
+    with click.progressbar(length=total, label="Measuring", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        for length, some in texts.items():
+            times: dict[str, list[float]] = {name: [] for name in engines}
+            for text in some:
+                for name, fill in engines.items():
+                    fill([text])
+                    times[name].append(1e3 * _seconds(fill, [text]))
+                bar.update(1)
+            for name, found in times.items():
+                figures[name][f"{length} tokens p50, ms"] = statistics.median(found)
+                figures[name][f"{length} tokens p95, ms"] = statistics.quantiles(found, n=20)[18]
+        spent = dict.fromkeys(engines, 0.0)
+        for part in range(4):
+            for name, fill in engines.items():
+                spent[name] += _seconds(fill, bulk[part::4])
+            bar.update(1)
+    for name, seconds in spent.items():
+        figures[name]["many texts, texts/s"] = len(bulk) / seconds
+
+
+def _seconds(fill: Fill, texts: Sequence[str]) -> float:
+    started = time.perf_counter()
+    fill(texts)
+    return time.perf_counter() - started

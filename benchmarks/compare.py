@@ -113,7 +113,7 @@ def compare_shape(
 
     Returns:
         For each engine: milliseconds (p50, p95) by length, texts a second, seconds to load and give the first
-        answer, peak memory in MB, and the share of texts with our fp32's best token.
+        answer, peak memory in MB, and the share of texts with the first engine's best token.
     """
     results: dict[str, dict[str, Any]] = {worker.name: {"latency_ms": {}} for worker in workers}
     for worker in workers:

@@ -1,7 +1,7 @@
 """From a file of results to the table and the chart of the documents."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ __all__ = ["markdown", "save_chart"]
 _BASE = "transformers pipeline"
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) -> str:
     """Return the results as Markdown: a table for each shape, and what they were measured on.
 
     Args:
         results: What `python -m mlm_infer.benchmarks` wrote.
+        shapes: Only these.
     """
     parts = [f"{results['cpu']}, {results['threads']} threads; `{results['command']}`, {results['date']}."]
     for shape, engines in results["shapes"].items():
+        if shapes is not None and shape not in shapes:
+            continue
         lengths = list(next(iter(engines.values()))["latency_ms"])
         titles = [f"{length} tokens, p50 / p95" for length in lengths]
         header = ["", *titles, "bulk", "load + first answer", "peak memory"]

@@ -137,7 +137,12 @@ def quantize_within(
     seen = sentence_batches(tokenizer, sentences[:middle], room, share=0.15)
     unseen = sentence_batches(tokenizer, sentences[middle:], room, share=0.15)
     stats = calibrate(model, list(dense_sites(model.graph)), inputs, seen)
-    plan = make_plan(model, stats, cpu, _EXTRA_SHARES[0])
+
+    def rounded(done: int, total: int) -> None:
+        if done % max(1, total // 4) == 0:
+            on_step(f"rounding weights, {done} of {total} layers")
+
+    plan = make_plan(model, stats, cpu, _EXTRA_SHARES[0], on_layer=rounded)
     exact = _answers(model, inputs, unseen)
     fp32_perplexity = _perplexity(exact)
     shares = list(_EXTRA_SHARES[1:])

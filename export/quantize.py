@@ -1,6 +1,6 @@
 """int8 for the dense layers, the embeddings and the vocabulary head, layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ def make_plan(
     cpu: CpuKind,
     extra_share: float,
     weights: Mapping[str, QuantizedWeights] | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
 ) -> QuantizationPlan:
     """Work out int8 weights and activation ranges for every dense layer and embedding table.
 
@@ -85,6 +86,7 @@ def make_plan(
         cpu: The processor to make it for: without VNNI, 8-bit products overflow and weights keep 7 bits.
         extra_share: Further columns for outlier channels, as a share of the channels.
         weights: The `layers` of an earlier plan for the same model and processor, to use again.
+        on_layer: Called with the number of layers done and the number there are.
     """
     bits = 8 if cpu in ("avx512_vnni", "arm64") else 7
     plan = QuantizationPlan({}, {}, {}, {})
@@ -92,7 +94,9 @@ def make_plan(
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and is_table(table) and table.name not in plan.tables:
             _plan_table(plan, table, bits)
-    for activation, layers in dense_sites(model.graph).items():
+    sites = dense_sites(model.graph)
+    total = sum(map(len, sites.values()))
+    for activation, layers in sites.items():
         found = stats[activation]
         plain, split = plan_activation(found, 0.0), plan_activation(found, extra_share)
         errors = [_activation_error(each, found.sample, layers) for each in (plain, split)]
@@ -101,6 +105,8 @@ def make_plan(
         for layer in layers:
             known = (weights or {}).get(layer.name) or _round(plan, layer, found, bits)
             _plan_layer(plan, layer, chosen, found, known)
+            if on_layer is not None:
+                on_layer(len(plan.layers), total)
     return plan
 
 

@@ -82,3 +82,14 @@ def test_reader_that_goes_away(tmp_path: Path) -> None:
     command = f"set -o pipefail; mlm-fill --file {path} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("A [MASK].\n", "")
+
+
+def test_bench(base: Path, bundles: dict[str, Path]) -> None:
+    """mlm-bench measures every precision of a bundle, and the pipeline beside them on request."""
+    command = ["mlm-bench", bundles["base"], "--against", base, "--singles", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)["figures"]
+    assert list(figures) == ["fp32", "int8", "pipeline"]
+    assert all(found["many texts, texts/s"] > 0 for found in figures.values())
+    table = subprocess.run(["mlm-bench", "--singles", "3"], capture_output=True, text=True, check=True).stdout
+    assert "25 tokens p50, ms" in table

@@ -47,3 +47,11 @@ def test_readme_names_what_exists() -> None:
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\S+)", text, re.M):
         assert re.search(rf"^{target}:", targets, re.M), target
+
+
+def test_readme_has_the_newest_figures() -> None:
+    """The table of speeds is what the tool makes from the results in the repository."""
+    from readme_benchmarks import updated
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert updated(text) == text
