@@ -5,16 +5,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from mlm_infer.command import command_errors
 from mlm_infer.errors import DependencyError
 from mlm_infer.tables import format_table
-
-if TYPE_CHECKING:
-    from mlm_infer import MaskFiller
 
 __all__ = ["main"]
 
@@ -55,7 +51,7 @@ def main(model: str | None, against: str | None, threads: int | None, singles: i
         filler = MaskFiller(folder, precision=precision, threads=threads, device="cpu")
         filler.fill(bulk[0])
         figures[precision] = {"load and first answer, s": time.perf_counter() - started}
-        engines[precision] = _ours(filler)
+        engines[precision] = filler.fill_batch
     if against:
         started = time.perf_counter()
         engines["pipeline"] = _pipeline(against, threads)
@@ -72,10 +68,6 @@ def main(model: str | None, against: str | None, threads: int | None, singles: i
             ["", *titles], [[name, *(f"{found[title]:.2f}" for title in titles)] for name, found in figures.items()]
         )
     )
-
-
-def _ours(filler: "MaskFiller") -> Fill:
-    return lambda texts: filler.fill_batch(texts)
 
 
 def _pipeline(checkpoint: str, threads: int | None) -> Fill:

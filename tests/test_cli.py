@@ -86,7 +86,7 @@ def test_reader_that_goes_away(tmp_path: Path) -> None:
 
 def test_bench(base: Path, bundles: dict[str, Path]) -> None:
     """mlm-bench measures every precision of a bundle, and the pipeline beside them on request."""
-    command = ["mlm-bench", bundles["base"], "--against", base, "--singles", "3", "--json"]
+    command: list[str | Path] = ["mlm-bench", bundles["base"], "--against", base, "--singles", "3", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout)["figures"]
     assert list(figures) == ["fp32", "int8", "pipeline"]
