@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["markdown", "save_chart"]
+from .compare import PIPELINE
 
-_BASE = "transformers pipeline"
+__all__ = ["markdown", "save_chart"]
 
 
 def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) -> str:
@@ -23,8 +23,8 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
             continue
         lengths = list(next(iter(engines.values()))["latency_ms"])
         titles = [f"{length} tokens, p50 / p95" for length in lengths]
-        header = ["", *titles, "bulk", "load + first answer", "peak memory"]
-        rows = [_row(name, engine, engines[_BASE], lengths) for name, engine in engines.items()]
+        header = ["", *titles, "bulk", "load + first answer", "peak memory", "same best token"]
+        rows = [_row(name, engine, engines[PIPELINE], lengths) for name, engine in engines.items()]
         lines = [header, ["---"] * len(header), *rows]
         parts.append(f"**{shape}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
         if "int8_peak_share" in results.get("derived", {}).get(shape, {}):
@@ -48,6 +48,7 @@ def _row(name: str, engine: Mapping[str, Any], base: Mapping[str, Any], lengths:
     cells.append(f"{engine['bulk']['texts_per_second']:.0f}/s ({ratio:.1f}x)")
     cells.append(f"{engine['load_and_first_seconds']:.1f} s")
     cells.append(f"{engine['peak_memory_mb']:.0f} MB")
+    cells.append(f"{engine['same_best_token']:.0%}")
     return cells
 
 
@@ -61,13 +62,13 @@ def save_chart(results: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shape, engines = next(iter(results["shapes"].items()))
-    names = [name for name in engines if name != _BASE][::-1]
-    lengths = list(engines[_BASE]["latency_ms"])
+    names = [name for name in engines if name != PIPELINE][::-1]
+    lengths = list(engines[PIPELINE]["latency_ms"])
     titles = [*(f"one text of {length} tokens" for length in lengths), "many texts"]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, len(titles), sharey=True)
     for axis, title, length in zip(axes, titles, [*lengths, None], strict=True):
-        values = [_speed(engines[name], engines[_BASE], length) for name in names]
+        values = [_speed(engines[name], engines[PIPELINE], length) for name in names]
         colors = ["#1f5fa8" if name.startswith("mlm-infer") else "#b8c0ca" for name in names]
         bars = axis.barh(names, values, color=colors)
         axis.bar_label(bars, [f"{value:.1f}x" for value in values], padding=3)

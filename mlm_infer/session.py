@@ -93,6 +93,8 @@ class Session:
         if kind == "cpu":
             # The export has fused what pays here; ONNX Runtime would fuse on, to nodes that are slower on a CPU.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        # A memory plan is kept for each shape of input, and texts come in all lengths: it would grow on and on.
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         if kind == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()

@@ -21,7 +21,13 @@ def save_curve(report: TrainReport, path: Path) -> None:
     if report.train_curve:
         loss_axis.plot(*zip(*report.train_curve, strict=True), color="#9aa5b1", label="training loss")
     steps = [each.step for each in report.evaluations]
-    loss_axis.plot(steps, [each.loss for each in report.evaluations], "o-", color="#1f5fa8", label="validation loss")
+    loss_axis.plot(
+        steps,
+        [each.loss for each in report.evaluations],
+        "o-",
+        color="#1f5fa8",
+        label="validation loss, with its perplexity",
+    )
     for each in report.evaluations:
         loss_axis.annotate(
             f"{each.perplexity:,.4g}",
