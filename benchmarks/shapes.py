@@ -22,12 +22,22 @@ from transformers import (
 
 from mlm_infer.samples import movie_reviews
 
-__all__ = ["SHAPES", "make_checkpoint"]
+__all__ = ["SHAPES", "byte_level_bpe", "make_checkpoint", "word_piece"]
 
 
-def _word_piece(kind: type[PreTrainedTokenizerFast], size: int) -> PreTrainedTokenizerFast:
+def word_piece(
+    kind: type[PreTrainedTokenizerFast], *, size: int, longest: int, lowercase: bool
+) -> PreTrainedTokenizerFast:
+    """Train a WordPiece tokenizer as BERT has it on the built-in reviews.
+
+    Args:
+        kind: Class of the tokenizer.
+        size: Tokens in the vocabulary.
+        longest: Most tokens a text.
+        lowercase: Whether it is uncased.
+    """
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -36,10 +46,16 @@ def _word_piece(kind: type[PreTrainedTokenizerFast], size: int) -> PreTrainedTok
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return kind(tokenizer_object=_fill_up(tokenizer, size), model_max_length=512)
+    return kind(tokenizer_object=_fill_up(tokenizer, size), do_lower_case=lowercase, model_max_length=longest)
 
 
-def _byte_level_bpe(size: int) -> PreTrainedTokenizerFast:
+def byte_level_bpe(*, size: int, longest: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer as RoBERTa has it on the built-in reviews; its mask eats the space before it.
+
+    Args:
+        size: Tokens in the vocabulary.
+        longest: Most tokens a text.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +67,7 @@ def _byte_level_bpe(size: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(movie_reviews(), trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    return RobertaTokenizerFast(tokenizer_object=_fill_up(tokenizer, size), model_max_length=512)
+    return RobertaTokenizerFast(tokenizer_object=_fill_up(tokenizer, size), model_max_length=longest)
 
 
 def _fill_up(tokenizer: Tokenizer, size: int) -> Tokenizer:
@@ -73,15 +89,17 @@ def _distilroberta(layers: int = 6) -> tuple[PreTrainedModel, PreTrainedTokenize
         bos_token_id=0,
         eos_token_id=2,
     )
-    return RobertaForMaskedLM(config), _byte_level_bpe(50265)
+    return RobertaForMaskedLM(config), byte_level_bpe(size=50265, longest=512)
 
 
 def _distilbert() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    return DistilBertForMaskedLM(DistilBertConfig()), _word_piece(DistilBertTokenizerFast, 30522)
+    return DistilBertForMaskedLM(DistilBertConfig()), word_piece(
+        DistilBertTokenizerFast, size=30522, longest=512, lowercase=True
+    )
 
 
 def _bert_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    return BertForMaskedLM(BertConfig()), _word_piece(BertTokenizerFast, 30522)
+    return BertForMaskedLM(BertConfig()), word_piece(BertTokenizerFast, size=30522, longest=512, lowercase=True)
 
 
 SHAPES: dict[str, Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast]]] = {

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from mlm_infer.benchmarks.shapes import byte_level_bpe, word_piece
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -16,46 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
-    RobertaTokenizerFast,
 )
-
-from mlm_infer.samples import movie_reviews
 
 __all__ = ["BUILDERS"]
 
 _VOCABULARY = 2000
-
-
-def word_piece(kind: type[PreTrainedTokenizerFast], *, lowercase: bool) -> PreTrainedTokenizerFast:
-    """Train a WordPiece tokenizer as BERT has it."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=_VOCABULARY, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(movie_reviews()[:2000], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return kind(tokenizer_object=tokenizer, do_lower_case=lowercase, model_max_length=64)
-
-
-def byte_level_bpe() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer as RoBERTa has it, its mask eating the space before it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(movie_reviews()[:2000], trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    return RobertaTokenizerFast(tokenizer_object=tokenizer, model_max_length=64)
+_LONGEST = 64
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
@@ -74,7 +40,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 def bert(folder: Path) -> Path:
     """A cased BERT."""
-    tokenizer = word_piece(BertTokenizerFast, lowercase=False)
+    tokenizer = word_piece(BertTokenizerFast, size=_VOCABULARY, longest=_LONGEST, lowercase=False)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -88,7 +54,7 @@ def bert(folder: Path) -> Path:
 
 def distilbert(folder: Path) -> Path:
     """An uncased DistilBERT."""
-    tokenizer = word_piece(DistilBertTokenizerFast, lowercase=True)
+    tokenizer = word_piece(DistilBertTokenizerFast, size=_VOCABULARY, longest=_LONGEST, lowercase=True)
     config = DistilBertConfig(
         vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64
     )
@@ -97,7 +63,7 @@ def distilbert(folder: Path) -> Path:
 
 def roberta(folder: Path) -> Path:
     """A RoBERTa: 66 positions hold 64 tokens."""
-    tokenizer = byte_level_bpe()
+    tokenizer = byte_level_bpe(size=_VOCABULARY, longest=_LONGEST)
     config = RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
