@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mlm_infer.cpu import CpuKind
-from mlm_infer.errors import DataError, ExportError
+from mlm_infer.errors import DataError, ExportError, InputError
 from mlm_infer.samples import movie_reviews
 
 from .batches import Batch, feeds, sentence_batches
@@ -43,6 +43,12 @@ class Budget:
     max_perplexity_increase: float = 0.01
     min_agreement: float = 0.96
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_perplexity_increase < 0:
+            raise InputError(f"max_perplexity_increase is {self.max_perplexity_increase}; it must be 0 or more")
+        if not 0 <= self.min_agreement <= 1:
+            raise InputError(f"min_agreement is {self.min_agreement}; it must be from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)

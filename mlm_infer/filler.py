@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 TOKEN_BUDGET = 1024
 """Most tokens, padding included, that one run of the model takes, unless one text alone has more.
 
-Of 256 to 4096 the fastest on two cores: more no longer fit the processor's cache (docs/engine.md)."""
+More would not fit a processor's cache; fewer would leave the products small."""
 
 
 @dataclass(frozen=True, slots=True)

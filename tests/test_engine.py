@@ -147,6 +147,9 @@ def test_budget(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"same best token \d+\.\d% \(at least 100\.0%\)"):
         export_bundle(str(base), tmp_path / "out", precisions=["int8"], budget=hard)
     assert not (tmp_path / "out").exists()
+    for values in ({"min_agreement": 98}, {"max_perplexity_increase": -0.1}):
+        with pytest.raises(InputError, match=next(iter(values))):
+            Budget(**values)
     loose = Budget(max_perplexity_increase=0.0, min_agreement=0.9999)
     export_bundle(str(base), tmp_path / "out", precisions=["int8"], budget=loose)
     details = read_manifest(tmp_path / "out").models["int8"].details

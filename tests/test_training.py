@@ -100,7 +100,7 @@ def test_loss_is_the_mean_over_masked_tokens(base: Path) -> None:
 
 
 def test_head_at_masked_rows_has_the_same_gradients(checkpoints: dict[str, Path]) -> None:
-    """Half the work, the same loss and the same gradients, for every family."""
+    """Less work, the same loss and the same gradients, for every family."""
     for checkpoint in checkpoints.values():
         model = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
         ids = torch.randint(10, 900, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -287,7 +287,7 @@ def test_command_with_recipe_and_overrides(tiny: dict[str, Path], tmp_path: Path
         "--output",
         tmp_path / "out",
     ]
-    command += ["--data", tmp_path / "eli5.jsonl", "--train-split", "train", "--block-size", "32", "--json"]
+    command += ["--data", tmp_path / "eli5.jsonl", "--block-size", "32", "--json"]
     command += ["--precision", "fp32"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
@@ -296,6 +296,16 @@ def test_command_with_recipe_and_overrides(tiny: dict[str, Path], tmp_path: Path
     assert [each["when"] for each in report["evaluations"]] == ["before", "epoch 1", "epoch 2", "end"]
     wrong = subprocess.run(["mlm-train", "--output", tmp_path / "x"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+def test_recipe_with_splits_runs_on_local_data(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The IMDB recipe names a test split that a file does not have: documents are held out instead."""
+    (tmp_path / "mine.txt").write_text("\n".join(TEXTS))
+    command: list[str | Path] = ["mlm-train", "--recipe", "imdb-distilbert", "--model", tiny["distilbert"]]
+    command += ["--data", tmp_path / "mine.txt", "--output", tmp_path / "out", "--block-size", "32", "--json"]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert report["config"]["validation_split"] is None
+    assert report["config"]["weight_decay"] == 0.01
 
 
 def test_interrupted_run_resumes(base: Path, tmp_path: Path) -> None:

@@ -60,7 +60,12 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     mlm-train --recipe imdb-distilbert --output out
     """
     given = {name: value for name, value in values.items() if value is not None}
-    settings = (load_recipe(recipe) if recipe else {}) | given
+    settings = load_recipe(recipe) if recipe else {}
+    if "data" in given:
+        # What says where in the recipe's own data to look means nothing in other data.
+        for name in ("data_config", "data_revision", "train_split", "validation_split"):
+            settings.pop(name, None)
+    settings |= given
     if "model" not in settings:
         raise InputError("no model: name one with --model (a Hub id or a folder), or take a --recipe")
     config = TrainConfig(**settings)

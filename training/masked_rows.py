@@ -1,4 +1,4 @@
-"""The vocabulary head at the masked positions only: the same loss and gradients for half the work."""
+"""The vocabulary head at the masked positions only: the same loss and gradients for less work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
