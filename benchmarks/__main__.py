@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 @click.option("--threads", default=2, show_default=True)
 @click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
 @click.option("--sentences", default=2000, show_default=True, help="Sentences in bulk.")
+@click.option("--trained", help="Folder of a trained checkpoint, to measure each engine's quality on.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".work/benchmarks"), show_default=True)
 @click.option(
     "--output", type=click.Path(path_type=Path), help="File to write.  [default: benchmarks/results/DATE.json]"
@@ -32,6 +33,7 @@ def main(
     threads: int,
     singles: int,
     sentences: int,
+    trained: str | None,
     work: Path,
     output: Path | None,
 ) -> None:
@@ -39,7 +41,7 @@ def main(
     from mlm_infer import MaskFiller
     from mlm_infer.cpu import cpu_name
 
-    from .compare import Worker, bulk_texts, compare_shape, machine_peak, texts_of_length
+    from .compare import Worker, bulk_texts, compare_quality, compare_shape, machine_peak, texts_of_length
     from .peers import OPENVINO, prepare
     from .report import markdown, save_chart
     from .worker import ENGINES
@@ -55,26 +57,34 @@ def main(
         "versions": _versions() | {"openvino": OPENVINO[2].partition("==")[2]},
         "shapes": {},
         "derived": {},
+        "quality": {},
     }
     for shape in shapes:
         _say(f"{shape}: making models")
         paths, pythons = prepare(shape, work, chosen)
         with MaskFiller(paths["bundle"]) as filler:
             mask = filler.info.mask_token
-            latency = {length: texts_of_length(filler.count_tokens, mask, length, singles) for length in (25, 128)}
+            latency = {
+                length: texts_of_length(filler.count_tokens, mask, length, singles)
+                for length in (25, 128)
+                if length <= filler.info.max_length
+            }
             bulk = bulk_texts(mask, sentences)
             tokens = sum(filler.count_tokens(text) for text in bulk)
-        workers = [Worker.start(name, pythons[name], paths, threads) for name in chosen]
-        try:
+        with Worker.start_all(pythons, paths, threads) as workers:
             found = compare_shape(workers, latency, bulk, _say)
-        finally:
-            for worker in workers:
-                worker.stop()
         results["shapes"][shape] = found
         if "mlm-infer int8" in found:
             needed = _multiply_adds(Path(paths["checkpoint"]), tokens, len(bulk)) / peak / 1e9
             taken = len(bulk) / found["mlm-infer int8"]["bulk"]["texts_per_second"]
             results["derived"][shape] = {"tokens": tokens, "int8_peak_share": needed / taken}
+    if trained:
+        _say(f"quality on {trained}: making models")
+        paths, pythons = prepare(trained, work, chosen)
+        with MaskFiller(paths["bundle"]) as filler:
+            unseen = bulk_texts(filler.info.mask_token, 500, "validation")
+        with Worker.start_all(pythons, paths, threads) as workers:
+            results["quality"] = compare_quality(workers, unseen)
     output = output or HERE / "results" / f"{results['date']}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -6,16 +6,27 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlm_infer.samples import movie_reviews
 
-__all__ = ["PIPELINE", "Worker", "bulk_texts", "compare_shape", "machine_peak", "texts_of_length"]
+__all__ = [
+    "PIPELINE",
+    "Worker",
+    "bulk_texts",
+    "compare_quality",
+    "compare_shape",
+    "machine_peak",
+    "texts_of_length",
+]
 
 PIPELINE = "transformers pipeline"
+CALL_SIZES = (1, 8, 32)
+"""Texts a call, or a batch of the pipeline."""
 _WORKER = Path(__file__).with_name("worker.py")
 # A thread pool may stay awake after a call; nobody's should run while another engine is timed.
 _REST_SECONDS = 0.02
@@ -47,6 +58,17 @@ class Worker:
         )
         return cls(name, process)
 
+    @classmethod
+    @contextmanager
+    def start_all(cls, pythons: Mapping[str, Path], paths: Mapping[str, str], threads: int) -> Iterator[list["Worker"]]:
+        """Start an engine for each interpreter, and end them all."""
+        workers = [cls.start(name, python, paths, threads) for name, python in pythons.items()]
+        try:
+            yield workers
+        finally:
+            for worker in workers:
+                worker.stop()
+
     def ask(self, texts: Sequence[str], batch: int = 1, *, warm_up: int = 0) -> dict[str, Any]:
         """Let the engine fill texts with one mask each, some times before it is timed; return its answer."""
         if self.process.stdin is None or self.process.stdout is None:
@@ -67,10 +89,10 @@ class Worker:
         self.process.wait()
 
 
-def bulk_texts(mask: str, count: int) -> list[str]:
-    """Return review sentences with the word in their middle masked."""
+def bulk_texts(mask: str, count: int, split: Literal["train", "validation"] = "train") -> list[str]:
+    """Return review sentences of a split with the word in their middle masked."""
     texts = []
-    for sentence in movie_reviews()[:count]:
+    for sentence in movie_reviews(split)[:count]:
         words = sentence.split()
         words[len(words) // 2] = mask
         texts.append(" ".join(words))
@@ -114,12 +136,15 @@ def compare_shape(
 
     Returns:
         For each engine: milliseconds (p50, p95) by length, texts a second, seconds to load and give the first
-        answer, peak memory in MB, and the share of texts with the pipeline's best token.
+        answer, MB of memory at its peak and of the packages it imports, and the share of texts with the
+        pipeline's best token.
     """
     results: dict[str, dict[str, Any]] = {worker.name: {"latency_ms": {}} for worker in workers}
     for worker in workers:
         on_step(f"loading {worker.name}")
-        results[worker.name]["load_and_first_seconds"] = worker.ask([bulk[0]])["load_and_first"]
+        answer = worker.ask([bulk[0]])
+        results[worker.name]["load_and_first_seconds"] = answer["load_and_first"]
+        results[worker.name]["installed_mb"] = answer["installed_mb"]
     best: dict[str, list[int]] = {name: [] for name in results}
     for length, texts in latency.items():
         on_step(f"{len(texts)} texts of {length} tokens, in turns")
@@ -147,12 +172,19 @@ def compare_shape(
 def _bulk(
     workers: Sequence[Worker], bulk: Sequence[str], results: dict[str, dict[str, Any]], on_step: Callable[[str], None]
 ) -> None:
-    """Measure throughput, each peer at the batch size that suits it best, in four rounds of turns."""
-    batch = {}
-    for worker in workers:
-        trial = {size: worker.ask(bulk[:64], size)["seconds"] for size in (1, 8, 32)}
-        batch[worker.name] = min(trial, key=trial.__getitem__)
+    """Measure throughput by size of a call, and then in bulk, in four rounds of turns.
+
+    In bulk each peer has the batch size that suits it best; we are given everything and batch by ourselves.
+    """
+    some = bulk[:64]
+    on_step(f"{len(some)} texts in calls of {', '.join(map(str, CALL_SIZES))}")
+    by_size: dict[str, dict[str, float]] = {worker.name: {} for worker in workers}
+    for size in CALL_SIZES:
+        for worker in workers:
+            by_size[worker.name][str(size)] = len(some) / worker.ask(some, size)["seconds"]
     parts = [bulk[part::4] for part in range(4)]
+    batch = {name: int(max(found, key=found.__getitem__)) for name, found in by_size.items()}
+    batch |= {name: len(parts[0]) for name in batch if name.startswith("mlm-infer")}
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for number, part in enumerate(parts, 1):
         on_step(f"bulk, round {number} of {len(parts)}: {len(part)} texts")
@@ -161,11 +193,33 @@ def _bulk(
             seconds[worker.name].append(answer["seconds"])
             results[worker.name]["peak_memory_mb"] = answer["peak_mb"]
     for name, found in seconds.items():
+        results[name]["texts_per_second_by_call_size"] = by_size[name]
         results[name]["bulk"] = {
             "texts_per_second": len(bulk) / math.fsum(found),
             "batch_size": batch[name],
             "rounds_seconds": found,
         }
+
+
+def compare_quality(workers: Sequence[Worker], texts: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Compare each engine's five best tokens with the pipeline's.
+
+    Args:
+        workers: The engines, the pipeline among them, on a model that was really trained.
+        texts: Texts with one mask that no calibration saw.
+
+    Returns:
+        For each engine the share of texts with the same best token, and of the five best that are the same.
+    """
+    found = {worker.name: worker.ask(texts, 32)["ids"] for worker in workers}
+    quality = {}
+    for name, ids in found.items():
+        pairs = list(zip(ids, found[PIPELINE], strict=True))
+        quality[name] = {
+            "top1": statistics.fmean(mine[0] == theirs[0] for mine, theirs in pairs),
+            "top5": statistics.fmean(len(set(mine) & set(theirs)) / 5 for mine, theirs in pairs),
+        }
+    return quality
 
 
 def machine_peak(threads: int) -> float:

@@ -5,7 +5,7 @@ import sys
 import venv
 from pathlib import Path
 
-from .shapes import make_checkpoint
+from .shapes import SHAPES, make_checkpoint
 
 __all__ = ["OPENVINO", "prepare"]
 
@@ -42,11 +42,11 @@ def openvino_python(work: Path) -> Path:
     return python
 
 
-def prepare(shape: str, work: Path, engines: list[str]) -> tuple[dict[str, str], dict[str, Path]]:
+def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str], dict[str, Path]]:
     """Make the models that the engines need.
 
     Args:
-        shape: A name of `benchmarks.shapes.SHAPES`.
+        model: A name of `benchmarks.shapes.SHAPES`, or the folder of a trained checkpoint.
         work: Where models and environments are kept from run to run.
         engines: Names of `benchmarks.worker.ENGINES`.
 
@@ -55,14 +55,18 @@ def prepare(shape: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
     """
     from mlm_infer.export import Budget, export_bundle
 
-    models = work / shape
+    models = work / Path(model).name
     names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")
     paths = {name: models / name for name in names}
-    make_checkpoint(shape, paths["checkpoint"])
-    if not paths["bundle"].exists():
+    if model in SHAPES:
+        make_checkpoint(model, paths["checkpoint"])
         # Random weights have no answers to keep, so the budget on them is void.
-        void = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
-        export_bundle(str(paths["checkpoint"]), paths["bundle"], precisions=["fp32", "int8"], budget=void)
+        budget = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
+    else:
+        paths["checkpoint"] = Path(model)
+        budget = Budget()
+    if not paths["bundle"].exists():
+        export_bundle(str(paths["checkpoint"]), paths["bundle"], precisions=["fp32", "int8"], budget=budget)
     arguments = [str(paths["checkpoint"])]
     if any(engine.startswith("optimum") for engine in engines) and not paths["optimum_int8"].exists():
         _run(Path(sys.executable), _QUANTIZE, [*arguments, str(paths["optimum"]), str(paths["optimum_int8"])])

@@ -11,45 +11,92 @@ __all__ = ["markdown", "save_chart"]
 
 
 def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) -> str:
-    """Return the results as Markdown: a table for each shape, and what they were measured on.
+    """Return the results as Markdown: tables for each shape, and what they were measured on.
 
     Args:
         results: What `python -m mlm_infer.benchmarks` wrote.
-        shapes: Only these.
+        shapes: Only these, and of each the first table alone.
     """
-    parts = [f"{results['cpu']}, {results['threads']} threads; `{results['command']}`, {results['date']}."]
+    threads = f"{results['threads']} thread{'s' if results['threads'] > 1 else ''}"
+    parts = [f"{results['cpu']}, {threads}; `{results['command']}`, {results['date']}."]
     for shape, engines in results["shapes"].items():
         if shapes is not None and shape not in shapes:
             continue
-        lengths = list(next(iter(engines.values()))["latency_ms"])
-        titles = [f"{length} tokens, p50 / p95" for length in lengths]
-        header = ["", *titles, "bulk", "load + first answer", "peak memory", "same best token"]
-        rows = [_row(name, engine, engines[PIPELINE], lengths) for name, engine in engines.items()]
-        lines = [header, ["---"] * len(header), *rows]
-        parts.append(f"**{shape}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-        if "int8_peak_share" in results.get("derived", {}).get(shape, {}):
-            share = results["derived"][shape]["int8_peak_share"]
-            parts.append(
-                f"Bulk int8 spends {share:.0%} of its time on what its multiply-adds need at the "
-                f"{results['int8_peak_gmacs']:.0f} G a second that one product reaches here."
-            )
+        parts.append(f"**{shape}**\n\n{_main_table(engines, results['quality'])}")
+        if "int8_peak_share" in results["derived"].get(shape, {}):
+            parts += [*_against_openvino(engines), _peak(results, shape)]
+        if shapes is None:
+            parts.append(_details(engines))
+    if results["quality"]:
+        parts.append(
+            "Quality is the share of unseen review sentences, on a model that was really trained "
+            "(`tools/trained_model.py`), where the best token is the pipeline's; random weights serve for speed."
+        )
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts.append(f"Versions: {versions}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _row(name: str, engine: Mapping[str, Any], base: Mapping[str, Any], lengths: list[str]) -> list[str]:
-    cells = [f"**{name}**" if name.startswith("mlm-infer") else name]
-    for length in lengths:
-        found, theirs = engine["latency_ms"][length], base["latency_ms"][length]
-        ratio = statistics.median(b / a for a, b in zip(found["each"], theirs["each"], strict=True))
-        cells.append(f"{found['p50']:.1f} / {found['p95']:.1f} ms ({ratio:.1f}x)")
-    ratio = engine["bulk"]["texts_per_second"] / base["bulk"]["texts_per_second"]
-    cells.append(f"{engine['bulk']['texts_per_second']:.0f}/s ({ratio:.1f}x)")
-    cells.append(f"{engine['load_and_first_seconds']:.1f} s")
-    cells.append(f"{engine['peak_memory_mb']:.0f} MB")
-    cells.append(f"{engine['same_best_token']:.0%}")
-    return cells
+def _main_table(engines: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
+    lengths = list(engines[PIPELINE]["latency_ms"])
+    header = ["", *(f"{length} tokens, p50 / p95" for length in lengths), "bulk", "load + first answer", "memory"]
+    header += ["quality"] if quality else []
+    rows = []
+    for name, engine in engines.items():
+        cells = [_bold(name)]
+        for length in lengths:
+            found, ratio = engine["latency_ms"][length], _speed(engine, engines[PIPELINE], length)
+            cells.append(f"{found['p50']:.1f} / {found['p95']:.1f} ms ({ratio:.1f}x)")
+        ratio = _speed(engine, engines[PIPELINE], None)
+        cells.append(f"{engine['bulk']['texts_per_second']:.0f}/s ({ratio:.1f}x)")
+        cells += [f"{engine['load_and_first_seconds']:.1f} s", f"{engine['peak_memory_mb']:.0f} MB"]
+        cells += [f"{quality[name]['top1']:.1%}"] if quality else []
+        rows.append(cells)
+    return _table(header, rows)
+
+
+def _details(engines: Mapping[str, Any]) -> str:
+    """Return the table of what few look for: calls of several sizes, installed size, agreement on random weights."""
+    sizes = list(engines[PIPELINE]["texts_per_second_by_call_size"])
+    header = ["", *(f"calls of {size}" for size in sizes), "installed", "same best token, random weights"]
+    rows = [
+        [
+            _bold(name),
+            *(f"{engine['texts_per_second_by_call_size'][size]:.0f}/s" for size in sizes),
+            f"{engine['installed_mb']:.0f} MB",
+            f"{engine['same_best_token']:.0%}",
+        ]
+        for name, engine in engines.items()
+    ]
+    return _table(header, rows)
+
+
+def _against_openvino(engines: Mapping[str, Any]) -> list[str]:
+    """Return a line on how our int8 stands to the fastest peer, whichever of OpenVINO's that is."""
+    peers = [engine for name, engine in engines.items() if name.startswith("OpenVINO")]
+    if not peers:
+        return []
+    ours = engines["mlm-infer int8"]
+    ratios = [
+        f"{min(_speed(ours, peer, length) for peer in peers):.1f}x {f'at {length} tokens' if length else 'in bulk'}"
+        for length in [*ours["latency_ms"], None]
+    ]
+    return [f"Against the faster of OpenVINO's two, int8 is {', '.join(ratios)}."]
+
+
+def _peak(results: Mapping[str, Any], shape: str) -> str:
+    return (
+        f"Bulk int8 spends {results['derived'][shape]['int8_peak_share']:.0%} of its time on what its multiply-adds "
+        f"need at the {results['int8_peak_gmacs']:.0f} G a second that one product reaches here."
+    )
+
+
+def _bold(name: str) -> str:
+    return f"**{name}**" if name.startswith("mlm-infer") else name
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
 
 
 def save_chart(results: Mapping[str, Any], path: Path) -> None:

@@ -3,11 +3,13 @@
 Runs in whatever environment has the engine, so it imports nothing of this package unless the engine is ours.
 """
 
+import importlib.metadata
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Fill = Callable[[list[str], int], list[list[int]]]
@@ -20,9 +22,12 @@ def _ours(precision: str) -> Callable[[dict[str, str], int], Fill]:
 
         filler = MaskFiller(paths["bundle"], precision=precision, threads=threads)
 
-        def fill(texts: list[str], _batch: int) -> list[list[int]]:
-            results = filler.fill_batch(texts) if len(texts) > 1 else [filler.fill(texts[0])]
-            return [[each.token_id for each in result.masks[0].predictions] for result in results]
+        def fill(texts: list[str], batch: int) -> list[list[int]]:
+            found: list[list[int]] = []
+            for start in range(0, len(texts), batch):
+                results = filler.fill_batch(texts[start : start + batch])
+                found += [[each.token_id for each in result.masks[0].predictions] for result in results]
+            return found
 
         return fill
 
@@ -135,6 +140,14 @@ ENGINES: dict[str, Callable[[dict[str, str], int], Fill]] = {
 }
 
 
+def _installed_mb() -> float:
+    """Return the size on disk of every installed distribution that this process has imported from."""
+    owners = importlib.metadata.packages_distributions()
+    names = {name for module in list(sys.modules) for name in owners.get(module.partition(".")[0], [])}
+    files = [Path(str(file.locate())) for name in names for file in importlib.metadata.distribution(name).files or []]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
 def main() -> None:
     """Serve one engine until stdin ends."""
     engine, threads, paths = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
@@ -157,6 +170,7 @@ def main() -> None:
         answer = {"seconds": after - before, "ids": ids}
         if first:
             answer["load_and_first"] = after - started
+            answer["installed_mb"] = _installed_mb()
             first = False
         with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
             answer["peak_mb"] = next(int(row.split()[1]) for row in status if row.startswith("VmHWM")) / 1024
