@@ -21,16 +21,27 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .filler import FillerInfo, MaskFiller
-    from .results import FillResult, MaskResult, Prediction
+    from .results import (
+        Candidate,
+        FillResult,
+        Infilling,
+        MaskResult,
+        Prediction,
+        RankResult,
+        ScoreResult,
+        TokenScore,
+    )
 
 __all__ = [
     "BundleError",
+    "Candidate",
     "DataError",
     "DependencyError",
     "DeviceError",
     "ExportError",
     "FillResult",
     "FillerInfo",
+    "Infilling",
     "InputError",
     "MaskFiller",
     "MaskResult",
@@ -38,6 +49,9 @@ __all__ = [
     "ModelError",
     "OutputExistsError",
     "Prediction",
+    "RankResult",
+    "ScoreResult",
+    "TokenScore",
 ]
 
 

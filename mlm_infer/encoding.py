@@ -1,38 +1,78 @@
 """From texts to token ids and back, with `tokenizers` alone."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from .bundle import Manifest
 from .errors import BundleError, InputError
+from .vocabulary import Vocabulary
 
-__all__ = ["MASK_SPELLINGS", "EncodedText", "TextEncoder"]
+__all__ = ["MASK_SPELLINGS", "EncodedText", "LongText", "TextEncoder", "WholeText"]
 
 MASK_SPELLINGS = ("[MASK]", "<mask>")
 """Ways to write a mask that every model takes, whatever its own mask token is."""
 
+LongText = Literal["error", "window"]
+"""What to do with a text of more tokens than the model takes."""
+
+Span = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """A text as the model takes it.
+    """A text, or the window of a long one around one of its masks, as the model takes it.
 
     Attributes:
         text: The text as it was given.
         ids: Token ids, special tokens included.
         positions: Indices of the masks among the ids.
         spans: First character and the one after the last of each mask in the text.
+        skipped: Tokens of the text that come before the window.
+        window: The characters of the text that are in the window; None for a whole text.
     """
 
     text: str
     ids: list[int]
     positions: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
+    skipped: int = 0
+    window: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeText:
+    """A text without masks, token by token.
+
+    Attributes:
+        text: The text.
+        ids: Token ids, special tokens included.
+        head: Special tokens at the start.
+        tail: Special tokens at the end.
+        spans: Characters of each token; empty for special ones.
+        words: Which word of the text a token belongs to; None for special ones.
+    """
+
+    text: str
+    ids: list[int]
+    head: int
+    tail: int
+    spans: list[Span]
+    words: list[int | None]
+
+    def window(self, position: int, longest: int) -> tuple[list[int], int]:
+        """Return at most so many ids around a token, as near to its middle as the ends allow, and its index there."""
+        if len(self.ids) <= longest:
+            return self.ids, position
+        room = longest - self.head - self.tail
+        last = len(self.ids) - self.tail
+        start = min(max(position - room // 2, self.head), last - room)
+        ids = [*self.ids[: self.head], *self.ids[start : start + room], *self.ids[last:]]
+        return ids, position - start + self.head
 
 
 class TextEncoder:
@@ -52,101 +92,188 @@ class TextEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._manifest = manifest
+        self.vocabulary = Vocabulary(self._tokenizer, path, manifest.vocab_size)
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
         self._masks = re.compile("|".join(map(re.escape, spellings)))
-        decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
-        self._word_piece = decoder.get("prefix", "##") if decoder.get("type") == "WordPiece" else None
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+    def encode(self, texts: Sequence[str], long_text: LongText = "error") -> list[list[EncodedText]]:
         """Tokenize texts that have at least one mask each.
 
         Args:
             texts: The texts; a mask is written as the model's own mask token, `[MASK]` or `<mask>`.
+            long_text: `window` cuts a text that is too long to a window around each mask.
+
+        Returns:
+            For each text the parts to ask the model: the text itself, or a window for each mask.
 
         Raises:
             InputError: A text is not a string, is empty, has no mask, or has more tokens than the model takes.
         """
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"{_name(row, texts)} is a {type(text).__name__}, {text!r:.60}; give strings")
-            if not text.strip():
-                raise InputError(
-                    f"{_name(row, texts)} is empty; write a sentence with {self._manifest.mask_token} in it"
-                )
-        spans = [tuple(match.span() for match in self._masks.finditer(text)) for text in texts]
-        own = self._manifest.mask_token
-        plain = [self._masks.sub(lambda _match: own, text) for text in texts]
+        found = self.try_encode(texts, long_text)
+        return [_raise_or_return(each) for each in found]
+
+    def try_encode(
+        self, texts: Sequence[str], long_text: LongText = "error", *, first: int | None = None
+    ) -> list[list[EncodedText] | InputError]:
+        """Do as `encode`, with the error of a text in its place.
+
+        Args:
+            texts: The texts.
+            long_text: As for `encode`.
+            first: Number of the first text, where these are a part of a stream.
+        """
+        found: list[list[EncodedText] | InputError] = []
+        names = [_name(row, texts, first) for row in range(len(texts))]
+        errors = [self._check(text, name) for text, name in zip(texts, names, strict=True)]
+        good = [text for text, error in zip(texts, errors, strict=True) if error is None]
+        plain = list(map(self._in_own_spelling, good))
         # For one text, handing it to the tokenizer's threads takes longer than tokenizing it.
-        encodings = [self._tokenizer.encode(plain[0])] if len(plain) == 1 else self._tokenizer.encode_batch_fast(plain)
-        return [self._encoded(row, texts, encodings[row].ids, spans[row]) for row in range(len(texts))]
+        encodings = iter([self._tokenizer.encode(*plain)] if len(plain) == 1 else self._batch(plain))
+        for text, name, error in zip(texts, names, errors, strict=True):
+            try:
+                found.append(error or self._encoded(text, name, next(encodings).ids, long_text))
+            except InputError as wrong:
+                found.append(wrong)
+        return found
+
+    def _check(self, text: object, name: str) -> InputError | None:
+        if not isinstance(text, str):
+            return InputError(f"{name} is a {type(text).__name__}, {text!r:.60}; give strings")
+        if not text.strip():
+            return InputError(f"{name} is empty; write a sentence with {self._manifest.mask_token} in it")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return InputError(
+                f"{name} is no valid Unicode (a lone surrogate at character {error.start}); clean it first"
+            )
+        return None
+
+    def _batch(self, plain: list[str]) -> list[Encoding]:
+        return self._tokenizer.encode_batch_fast(plain) if plain else []
+
+    def _in_own_spelling(self, text: str) -> str:
+        return self._masks.sub(lambda _match: self._manifest.mask_token, text)
 
     def count(self, text: str) -> int:
         """Return how many tokens a text has, special ones included."""
-        own = self._manifest.mask_token
-        return len(self._tokenizer.encode(self._masks.sub(lambda _match: own, text)).ids)
+        return len(self._tokenizer.encode(self._in_own_spelling(text)).ids)
 
-    def _encoded(
-        self, row: int, texts: Sequence[str], ids: list[int], spans: tuple[tuple[int, int], ...]
-    ) -> EncodedText:
-        text, manifest = texts[row], self._manifest
+    def mask_spans(self, text: str) -> tuple[Span, ...]:
+        """Return where the masks of a text stand."""
+        return tuple(match.span() for match in self._masks.finditer(text))
+
+    def _encoded(self, text: str, name: str, ids: list[int], long_text: LongText) -> list[EncodedText]:
+        manifest, spans = self._manifest, self.mask_spans(text)
         positions = tuple(index for index, token in enumerate(ids) if token == manifest.mask_id)
         if not positions:
-            raise InputError(
-                f"{_name(row, texts)} has no mask; write {manifest.mask_token} where a word is missing: {text!r:.80}"
-            )
-        if len(ids) > manifest.max_length:
-            raise InputError(
-                f"{_name(row, texts)} has {len(ids)} tokens, this model takes at most {manifest.max_length}; "
-                f"shorten it: {text!r:.60}"
-            )
+            raise InputError(f"{name} has no mask; write {manifest.mask_token} where a word is missing: {text!r:.80}")
         if len(positions) != len(spans):
             raise InputError(
-                f"{_name(row, texts)} has {len(spans)} masks, its tokens {len(positions)}; "
+                f"{name} has {len(spans)} masks, its tokens {len(positions)}; "
                 f"put spaces around {manifest.mask_token}: {text!r:.60}"
             )
-        return EncodedText(text, ids, positions, spans)
+        if len(ids) <= manifest.max_length:
+            return [EncodedText(text, ids, positions, spans)]
+        if long_text == "error":
+            raise InputError(
+                f"{name} has {len(ids)} tokens, this model takes at most {manifest.max_length}; shorten it, or "
+                f"take long_text='window': {text!r:.60}"
+            )
+        whole = self._whole(self._in_own_spelling(text), text)
+        windows = []
+        for position, span in zip(positions, spans, strict=True):
+            cut, place = whole.window(position, manifest.max_length)
+            skipped = position - place
+            first, last = skipped + whole.head, skipped + len(cut) - whole.tail - 1
+            window = (self._in_users_text(text, whole.spans[first][0]), self._in_users_text(text, whole.spans[last][1]))
+            windows.append(EncodedText(text, cut, (place,), (span,), skipped, window))
+        return windows
 
-    def token(self, token_id: int) -> str:
-        """Return a token as the vocabulary spells it; an id beyond the vocabulary gives an empty string."""
-        return self._tokenizer.id_to_token(token_id) or ""
+    def _in_users_text(self, text: str, character: int) -> int:
+        """Return where a character of the text in the model's spelling stands in the user's."""
+        moved = 0
+        for start, end in self.mask_spans(text):
+            if start + moved >= character:
+                break
+            moved += len(self._manifest.mask_token) - (end - start)
+        return character - moved
 
-    @cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+    def whole(self, text: str, name: str, long_text: LongText) -> WholeText:
+        """Tokenize a text that has no masks.
 
-    def starts_word(self, token: str) -> bool:
-        """Tell whether a token of the vocabulary begins a word, by the marker of its tokenizer."""
-        if self._word_piece is not None:
-            return not token.startswith(self._word_piece)
-        return self._marker == "" or token.startswith(self._marker)
+        Args:
+            text: The text.
+            name: What to call it in an error.
+            long_text: Whether a text that is too long is an error.
 
-    @cached_property
-    def _marker(self) -> str:
-        """What begins a word in this vocabulary: `Ġ` (byte-level BPE), `▁` (SentencePiece), or nothing."""
-        if self._word_piece is not None:
-            return ""
-        vocabulary = self._vocabulary
-        return next((marker for marker in ("Ġ", "▁") if f"{marker}the" in vocabulary or marker in vocabulary), "")
+        Raises:
+            InputError: It is no string, is empty, has a mask, or is too long.
+        """
+        error = self._check(text, name)
+        if error is not None:
+            raise error
+        if self._masks.search(text):
+            raise InputError(f"{name} has a mask; score takes complete texts, fill completes one: {text!r:.60}")
+        whole = self._whole(text, text)
+        if len(whole.ids) == whole.head + whole.tail:
+            raise InputError(f"{name} holds nothing that is a token of this model: {text!r:.60}")
+        if long_text == "error" and len(whole.ids) > self._manifest.max_length:
+            raise InputError(
+                f"{name} has {len(whole.ids)} tokens, this model takes at most {self._manifest.max_length}; "
+                f"shorten it, or take long_text='window': {text!r:.60}"
+            )
+        return whole
 
-    def word(self, token_id: int) -> str:
-        """Return a token's text without the marker of its tokenizer."""
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False).strip()
-        return text.removeprefix(self._word_piece) if self._word_piece else text
+    def _whole(self, plain: str, text: str) -> WholeText:
+        found = self._tokenizer.encode(plain)
+        special: list[int] = found.special_tokens_mask
+        head = next((index for index, each in enumerate(special) if not each), len(special))
+        tail = next((index for index, each in enumerate(reversed(special)) if not each), 0)
+        return WholeText(text, found.ids, head, tail, found.offsets, found.word_ids)
 
-    def splice(self, text: str, span: tuple[int, int], token_id: int) -> str:
-        """Return a text with one of its masks replaced, everything else as the user wrote it.
+    def pieces(self, text: str, *, begins_word: bool) -> list[int]:
+        """Return the ids of a part of a text, without special tokens.
+
+        Args:
+            text: The part.
+            begins_word: Whether it stands after a space or at the start, or touches the word before it.
+        """
+        part = text.strip()
+        if self.vocabulary.marker == "Ġ" and begins_word:
+            part = f" {part}"
+        ids: list[int] = self._tokenizer.encode(part, add_special_tokens=False).ids
+        return ids
+
+    def splice(self, text: str, fillings: Sequence[tuple[Span, Sequence[int]]]) -> str:
+        """Return a text with some of its masks replaced by tokens, everything else as the user wrote it.
 
         A token that continues a word joins the one before it; one that begins a word gets a space if it
         would otherwise touch the one before it.
+
+        Args:
+            text: The text as it was given.
+            fillings: Spans of masks in their order, and the ids that come in their place.
         """
-        before, after = text[: span[0]], text[span[1] :]
-        word = self.word(token_id)
-        if not self.starts_word(self.token(token_id)):
-            if any(character.isalnum() for character in word):
+        result, end = "", 0
+        for (start, after), ids in fillings:
+            result = self._join(result + text[end:start], ids)
+            end = after
+        return result + text[end:]
+
+    def _join(self, before: str, ids: Sequence[int]) -> str:
+        word = self.text_of(ids)
+        if not self.vocabulary.starts_word(self.vocabulary.token(ids[0])):
+            if any(map(str.isalnum, word)):
                 before = before.rstrip(" ")
-        elif self._marker and before and before[-1].isalnum():
+        elif self.vocabulary.marker and before and before[-1].isalnum():
             before += " "
-        return f"{before}{word}{after}"
+        return before + word
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return what tokens in a row read as, without the marker of the first."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False).strip()
+        return text.removeprefix(self.vocabulary.word_piece) if self.vocabulary.word_piece else text
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Decode ids as transformers does, with its clean-up of spaces where the tokenizer asks for it."""
@@ -160,57 +287,14 @@ class TextEncoder:
             text = text.replace(piece, piece[1:])
         return text
 
-    def find_targets(self, targets: Sequence[str]) -> list[int]:
-        """Return the ids of words to choose among, duplicates dropped, their order kept.
 
-        A word is looked up as one that begins a word first: ` pizza` is `Ġpizza` for RoBERTa.
-
-        Raises:
-            InputError: A target is not one token of the vocabulary, or there is none.
-        """
-        found: dict[int, None] = {}
-        for target in targets:
-            if not isinstance(target, str) or not target.strip():
-                raise InputError(f"the target {target!r} is not a word; give strings such as 'good'")
-            stripped = target.strip()
-            names = [f"{self._marker}{stripped}", stripped, target]
-            token_id = next((self._vocabulary[name] for name in names if name in self._vocabulary), None)
-            if token_id is None:
-                pieces = self._tokenizer.encode(f" {stripped}", add_special_tokens=False).ids
-                if len(pieces) != 1:
-                    tokens = ", ".join(map(self.token, pieces)) or "none"
-                    raise InputError(
-                        f"the target {target!r} is not one token of this model, but {len(pieces)} ({tokens})"
-                    )
-                token_id = pieces[0]
-            found[token_id] = None
-        if not found:
-            raise InputError("targets is empty; give at least one word, or leave it out")
-        return list(found)
-
-    def first_pieces(self, targets: Sequence[str]) -> tuple[list[int], dict[str, str | None]]:
-        """Look up targets as the transformers pipeline does: one not in the vocabulary gives its first piece.
-
-        Returns:
-            The ids without duplicates, and for each target that is no token the token taken instead, if any.
-        """
-        ids: dict[int, None] = {}
-        replaced: dict[str, str | None] = {}
-        for target in targets:
-            if not isinstance(target, str):
-                raise InputError(f"the target {target!r} is a {type(target).__name__}; give strings such as 'good'")
-            token_id = self._vocabulary.get(target)
-            if token_id is None:
-                pieces = self._tokenizer.encode(target, add_special_tokens=False).ids
-                replaced[target] = self.token(pieces[0]) if pieces else None
-                if not pieces:
-                    continue
-                token_id = pieces[0]
-            ids[token_id] = None
-        if not ids:
-            raise InputError("At least one target must be provided when passed.")
-        return list(ids), replaced
-
-
-def _name(row: int, texts: Sequence[str]) -> str:
+def _name(row: int, texts: Sequence[object], first: int | None) -> str:
+    if first is not None:
+        return f"text {first + row}"
     return "the text" if len(texts) == 1 else f"text {row} of {len(texts)}"
+
+
+def _raise_or_return(found: list[EncodedText] | InputError) -> list[EncodedText]:
+    if isinstance(found, InputError):
+        raise found
+    return found

@@ -1,32 +1,33 @@
 """`MaskFiller`: opens a bundle and fills masks."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, Self, get_args
 
 from .bundle import TOKENIZER, Manifest, read_manifest
 from .cpu import cpu_kind
-from .encoding import EncodedText, TextEncoder
+from .encoding import EncodedText, LongText, TextEncoder
 from .errors import BundleError, DeviceError, InputError
-from .results import FillResult, MaskResult, Prediction
+from .filling import Choice, OnError, answer_as_pipeline, fill_stream, fill_texts
+from .infill import Order, expand_spans, infill_text
+from .predict import Predictor
+from .ranking import Others, rank_candidates
+from .results import FillResult, Infilling, RankResult, ScoreResult
+from .scoring import ScoreMethod, score_texts
 from .session import Session, resolve_device
+from .vocabulary import Restriction
 
 __all__ = ["FillerInfo", "MaskFiller"]
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGET = 1024
-"""Most tokens, padding included, that one run of the model takes, unless one text alone has more.
-
-More would not fit a processor's cache; fewer would leave the products small."""
+_WIDEST_BEAM = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +88,20 @@ class MaskFiller:
         self._encoder = TextEncoder(self._manifest.check_file(folder, TOKENIZER), self._manifest)
         files = self._manifest.models[chosen]
         self._manifest.check_file(folder, files.weights)
-        self._session = Session(
+        session = Session(
             self._manifest.check_file(folder, files.file),
             kind=kind,
             number=number,
             fall_back=device == "auto",
             threads=threads,
         )
+        self._predictor = Predictor(session, self._manifest)
         self.info = FillerInfo(
             path=folder,
             source=str(self._manifest.source.get("model", "")),
             architecture=self._manifest.architecture,
             precision=chosen,
-            provider=self._session.provider,
+            provider=session.provider,
             mask_token=self._manifest.mask_token,
             max_length=self._manifest.max_length,
             vocab_size=self._manifest.vocab_size,
@@ -120,10 +122,10 @@ class MaskFiller:
 
     def close(self) -> None:
         """Give the model's memory back; calls after this raise InputError."""
-        del self._session
+        del self._predictor
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_session":
+        if name == "_predictor":
             raise InputError("this MaskFiller is closed; open a new one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -135,13 +137,34 @@ class MaskFiller:
         """
         return self._encoder.count(text)
 
-    def fill(self, text: str, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> FillResult:
+    def fill(
+        self,
+        text: str,
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+        words_only: bool = False,
+        pattern: str | re.Pattern[str] | None = None,
+        min_score: float = 0.0,
+        renormalize: bool = False,
+        long_text: LongText = "error",
+    ) -> FillResult:
         """Fill the masks of one text, each on its own.
 
         Args:
             text: A text with one or more masks, written `[MASK]`, `<mask>` or as the model's own.
-            top_k: Predictions a mask; with targets, at most as many as there are targets.
-            targets: Words to choose among, each one token of the model; scores stay over the whole vocabulary.
+            top_k: Most predictions a mask.
+            targets: Words to choose among, each one token of the model; with or without a leading space.
+            allow: Words that may be given; those that are no single token are passed over.
+            deny: Words that are never given.
+            words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
+            pattern: Regular expression that the word has to match as a whole.
+            min_score: Least probability of a prediction, from 0 to 1; there may be fewer than `top_k`.
+            renormalize: Scores over what may be given instead of the whole vocabulary.
+            long_text: `error`, or `window` to show the model only the surroundings of each mask where the text
+                has more tokens than it takes; `MaskResult.window` says which.
 
         Returns:
             One result a mask; scores are probabilities, `logprob` their natural logarithm.
@@ -151,17 +174,37 @@ class MaskFiller:
         """
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string, or a list to fill_batch")
-        return self.fill_batch([text], top_k=top_k, targets=targets)[0]
+        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
+        choice = self._choice(restriction, top_k, min_score, renormalize, long_text)
+        return fill_texts(self._encoder, self._predictor, [text], choice)[0]
 
     def fill_batch(
-        self, texts: Sequence[str], *, top_k: int = 5, targets: str | Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+        words_only: bool = False,
+        pattern: str | re.Pattern[str] | None = None,
+        min_score: float = 0.0,
+        renormalize: bool = False,
+        long_text: LongText = "error",
     ) -> list[FillResult]:
         """Fill the masks of many texts; texts of like length share a run of the model.
 
         Args:
             texts: The texts, as for `fill`.
-            top_k: Predictions a mask.
+            top_k: As for `fill`, and so are the others.
             targets: Words to choose among.
+            allow: Words that may be given.
+            deny: Words that are never given.
+            words_only: Whole words alone.
+            pattern: What a word has to match.
+            min_score: Least probability of a prediction.
+            renormalize: Scores over what may be given.
+            long_text: What to do with a text that is too long.
 
         Returns:
             One result a text, in the order given; an empty list for no texts.
@@ -171,13 +214,186 @@ class MaskFiller:
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings, or one string to fill")
-        target_ids = None
-        if targets is not None:
-            target_ids = self._encoder.find_targets([targets] if isinstance(targets, str) else targets)
+        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
+        choice = self._choice(restriction, top_k, min_score, renormalize, long_text)
+        return fill_texts(self._encoder, self._predictor, texts, choice)
+
+    def fill_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+        words_only: bool = False,
+        pattern: str | re.Pattern[str] | None = None,
+        min_score: float = 0.0,
+        renormalize: bool = False,
+        long_text: LongText = "error",
+        on_error: OnError = "raise",
+    ) -> Iterator[FillResult | InputError]:
+        """Fill texts as they come, with bounded memory, on an iterator of any length.
+
+        Args:
+            texts: The texts; up to 512 are taken ahead of what was answered. An error that the iterator raises
+                comes through after the answers to what came before it.
+            top_k: As for `fill`, and so are the others.
+            targets: Words to choose among.
+            allow: Words that may be given.
+            deny: Words that are never given.
+            words_only: Whole words alone.
+            pattern: What a word has to match.
+            min_score: Least probability of a prediction.
+            renormalize: Scores over what may be given.
+            long_text: What to do with a text that is too long.
+            on_error: `raise`, or `return` to get the error of a text, with its number, in place of its result.
+
+        Returns:
+            An iterator over one result a text, in the order given. Arguments are checked at once.
+
+        Raises:
+            InputError: An argument cannot be used.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise InputError(f"texts is a {type(texts).__name__}; give an iterable of strings")
+        if on_error not in get_args(OnError):
+            raise InputError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
+        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
+        choice = self._choice(restriction, top_k, min_score, renormalize, long_text)
+        return fill_stream(self._encoder, self._predictor, iter(texts), choice, on_error)
+
+    def rank(
+        self,
+        text: str,
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        others: Others = "left_to_right",
+        normalize: bool = False,
+    ) -> RankResult:
+        """Order words or phrases of any number of tokens in the place of a mask.
+
+        A candidate of n tokens takes the place of the mask as n tokens, and is scored by the sum of their
+        log-probabilities. What a token sees of the candidate's others is yours to choose:
+
+        * `left_to_right`: those before it; those after it are masked. By the chain rule this is a probability of
+          the candidate among all of its length (as within words in Kauf and Ivanova 2023).
+        * `masked`: none. The cheapest: one run of the model for each length.
+        * `visible`: all (Salazar et al. 2020). Favours candidates whose parts foretell each other.
+
+        Args:
+            text: A text with masks; the others stay masks while one is ranked.
+            candidates: Words or phrases; where there are several masks, a list of them for each.
+            others: See above.
+            normalize: Order by the mean log-probability of a token, which is kinder to long candidates.
+
+        Returns:
+            The candidates of each mask, best first; a candidate given twice is there twice.
+
+        Raises:
+            InputError: The text or a candidate cannot be used, or there are not as many lists as masks.
+        """
+        encoded = self._one_with_masks(text)
+        lists = _lists_of_words(candidates, len(encoded.positions))
+        if others not in get_args(Others):
+            raise InputError(f"others is {others!r}; it must be one of {', '.join(get_args(Others))}")
+        return rank_candidates(
+            self._encoder,
+            self._predictor,
+            encoded,
+            lists,
+            others=others,
+            normalize=normalize,
+            longest=self._manifest.max_length,
+            mask_id=self._manifest.mask_id,
+        )
+
+    def infill(
+        self,
+        text: str,
+        *,
+        top_k: int = 5,
+        beam_size: int = 5,
+        order: Order = "confidence",
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+        words_only: bool = False,
+    ) -> list[Infilling]:
+        """Fill all masks of a text together, each given what was filled before it.
+
+        A beam search: in each kept text one mask is filled with its best tokens, and the best of all of those
+        are kept. `[MASK:3]` stands for three masks in a row, `[MASK:1-4]` for one to four: each length is
+        searched, and fillings of different lengths are compared by the mean log-probability of a token.
+
+        Args:
+            text: A text with masks and spans.
+            top_k: Most fillings to return; there are at most `beam_size` for each combination of lengths, and
+                with a single mask as many as `fill` would give.
+            beam_size: How many unfinished fillings are kept; 1 is a greedy search.
+            order: `confidence` fills the mask next whose best token is the most probable; `left_to_right` the first.
+            allow: Words that may be given, as for `fill`.
+            deny: Words that are never given.
+            words_only: Whole words alone.
+
+        Returns:
+            The fillings found, best first.
+
+        Raises:
+            InputError: The text or an argument cannot be used.
+        """
         self._check_top_k(top_k)
-        encoded = self._encoder.encode(texts)
-        answers = self._predict(encoded, top_k, target_ids)
-        return [self._result(*pair) for pair in zip(encoded, answers, strict=True)]
+        if not isinstance(beam_size, int) or isinstance(beam_size, bool) or not 1 <= beam_size <= _WIDEST_BEAM:
+            raise InputError(f"beam_size is {beam_size!r}; it must be from 1 to {_WIDEST_BEAM}")
+        if order not in get_args(Order):
+            raise InputError(f"order is {order!r}; it must be one of {', '.join(get_args(Order))}")
+        if not isinstance(text, str):
+            raise InputError(f"text is a {type(text).__name__}; give a string")
+        expanded = expand_spans(text, self._manifest.mask_token)
+        parts = [(self._one_with_masks(plain), spans, counts) for plain, spans, counts in expanded]
+        return infill_text(
+            self._encoder,
+            self._predictor,
+            text,
+            parts,
+            top_k=top_k,
+            beam_size=beam_size,
+            order=order,
+            restriction=Restriction.of(None, allow, deny, words_only, None),
+        )
+
+    def score(
+        self, texts: Sequence[str], *, method: ScoreMethod = "pll", long_text: LongText = "error"
+    ) -> list[ScoreResult]:
+        """Score complete texts by their pseudo-log-likelihood: the sum over tokens of log p(token | the others).
+
+        Args:
+            texts: Texts without masks.
+            method: `pll` masks one token at a time (Salazar et al. 2020); `pll_word_l2r` masks with it those that
+                follow in its word (Kauf and Ivanova 2023), which does not favour long rare words.
+            long_text: `error`, or `window` to predict each token of a long text from the window around it.
+
+        Returns:
+            For each text its tokens with their natural log-probabilities, their sum and pseudo-perplexity; that
+            of a corpus is `math.exp(-sum(r.logprob for r in results) / sum(len(r.tokens) for r in results))`.
+
+        Raises:
+            InputError: A text or an argument cannot be used; the message says which.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise InputError(f"texts is a {type(texts).__name__}; give a list of strings")
+        if method not in get_args(ScoreMethod):
+            raise InputError(f"method is {method!r}; it must be one of {', '.join(get_args(ScoreMethod))}")
+        _check_long_text(long_text)
+        scored = score_texts(
+            self._encoder,
+            self._predictor,
+            texts,
+            method=method,
+            longest=self._manifest.max_length,
+            mask_id=self._manifest.mask_id,
+            long_text=long_text,
+        )
+        return list(scored)
 
     def __call__(self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None) -> list[Any]:
         """Answer exactly as `transformers.pipeline("fill-mask")` does.
@@ -197,16 +413,8 @@ class MaskFiller:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, list):
             raise InputError(f"inputs is a {type(inputs).__name__}; give a string or a list of strings")
-        target_ids = None
-        if targets is not None:
-            target_ids, replaced = self._encoder.first_pieces([targets] if isinstance(targets, str) else targets)
-            for target, piece in replaced.items():
-                action = "it is left out" if piece is None else f"its first piece {piece!r} is taken"
-                logger.warning("the target %r is no token of this model: %s", target, action)
         self._check_top_k(top_k)
-        encoded = self._encoder.encode(texts)
-        answers = self._predict(encoded, top_k, target_ids)
-        results = [self._as_pipeline(*pair) for pair in zip(encoded, answers, strict=True)]
+        results = answer_as_pipeline(self._encoder, self._predictor, texts, top_k, targets, self._manifest.pad_id)
         return results[0] if len(results) == 1 else results
 
     def _check_top_k(self, top_k: int) -> None:
@@ -215,99 +423,44 @@ class MaskFiller:
                 f"top_k is {top_k!r}; it must be from 1 to {self._manifest.vocab_size}, the size of the vocabulary"
             )
 
-    def _predict(
-        self, texts: Sequence[EncodedText], top_k: int, target_ids: list[int] | None
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Return for each text the token ids and log-probabilities, both [masks, k], best first."""
-        answers: list[Any] = [None] * len(texts)
-        for batch in _batches([len(text.ids) for text in texts]):
-            chosen = [texts[row] for row in batch]
-            ids, logprobs = self._run(chosen, top_k, target_ids)
-            ends = np.cumsum([len(text.positions) for text in chosen])[:-1]
-            for row, *answer in zip(batch, np.split(ids, ends), np.split(logprobs, ends), strict=True):
-                answers[row] = tuple(answer)
-        return answers
+    def _choice(
+        self, restriction: Restriction, top_k: int, min_score: float, renormalize: bool, long_text: LongText
+    ) -> Choice:
+        self._check_top_k(top_k)
+        if not isinstance(min_score, int | float) or isinstance(min_score, bool) or not 0 <= min_score <= 1:
+            raise InputError(f"min_score is {min_score!r}; it must be a probability from 0 to 1")
+        if not isinstance(renormalize, bool):
+            raise InputError(f"renormalize is {renormalize!r}; it must be True or False")
+        _check_long_text(long_text)
+        if not restriction.is_none:
+            # A restriction that nothing passes is an error of the arguments, not of the first text.
+            self._encoder.vocabulary.permitted(restriction, begins_text=False)
+        return Choice(restriction, top_k, min_score, renormalize, long_text)
 
-    def _run(
-        self, texts: Sequence[EncodedText], top_k: int, target_ids: list[int] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        length = max(len(text.ids) for text in texts)
-        input_ids = np.full((len(texts), length), self._manifest.pad_id, np.int64)
-        attention_mask = np.zeros((len(texts), length), np.int64)
-        for row, text in enumerate(texts):
-            input_ids[row, : len(text.ids)] = text.ids
-            attention_mask[row, : len(text.ids)] = 1
-        slots = max(len(text.positions) for text in texts)
-        # A text with fewer masks than another repeats its first; what comes of that is not asked for.
-        positions = [
-            [row * length + position for position in (*text.positions, *text.positions[:1] * slots)[:slots]]
-            for row, text in enumerate(texts)
-        ]
-        rows = [row * slots + slot for row, text in enumerate(texts) for slot in range(len(text.positions))]
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": np.zeros_like(input_ids)}
-        feeds = {name: feeds[name] for name in self._manifest.inputs}
-        feeds["mask_positions"] = np.array(positions, np.int64)
-        feeds["mask_rows"] = np.array(rows, np.int64)
-        candidates = target_ids or []
-        feeds["k"] = np.array([0 if candidates else top_k], np.int64)
-        feeds["candidates"] = np.tile(np.array(candidates, np.int64), (len(rows), 1))
-        if not candidates:
-            ids, logprobs = self._session.run(["top_ids", "top_logprobs"], feeds)
-            return ids, logprobs
-        (logprobs,) = self._session.run(["candidate_logprobs"], feeds)
-        order = np.argsort(-logprobs, axis=1, kind="stable")[:, :top_k]
-        return np.take_along_axis(feeds["candidates"], order, 1), np.take_along_axis(logprobs, order, 1)
-
-    def _result(self, text: EncodedText, answer: tuple[NDArray[np.int64], NDArray[np.float32]]) -> FillResult:
-        masks = []
-        for position, span, ids, logprobs in zip(
-            text.positions, text.spans, *(each.tolist() for each in answer), strict=True
-        ):
-            predictions = tuple(
-                Prediction(
-                    token=self._encoder.token(token_id),
-                    token_id=token_id,
-                    text=self._encoder.word(token_id),
-                    score=float(np.exp(logprob)),
-                    logprob=logprob,
-                    sequence=self._encoder.splice(text.text, span, token_id),
-                )
-                for token_id, logprob in zip(ids, logprobs, strict=True)
-            )
-            masks.append(MaskResult(position, span, predictions))
-        return FillResult(text.text, tuple(masks))
-
-    def _as_pipeline(self, text: EncodedText, answer: tuple[NDArray[np.int64], NDArray[np.float32]]) -> list[Any]:
-        single = len(text.positions) == 1
-        rows = []
-        for position, ids, scores in zip(text.positions, answer[0].tolist(), np.exp(answer[1]).tolist(), strict=True):
-            row = []
-            for token_id, score in zip(ids, scores, strict=True):
-                tokens = [*text.ids[:position], token_id, *text.ids[position + 1 :]]
-                tokens = [token for token in tokens if token != self._manifest.pad_id]
-                row.append(
-                    {
-                        "score": score,
-                        "token": token_id,
-                        "token_str": self._encoder.decode([token_id], skip_special_tokens=False),
-                        # The pipeline keeps special tokens only where other masks must stay visible.
-                        "sequence": self._encoder.decode(tokens, skip_special_tokens=single),
-                    }
-                )
-            rows.append(row)
-        return rows[0] if single else rows
+    def _one_with_masks(self, text: str) -> EncodedText:
+        if not isinstance(text, str):
+            raise InputError(f"text is a {type(text).__name__}; give a string")
+        return self._encoder.encode([text])[0][0]
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield row numbers, grouped by like length so that no batch exceeds the token budget with its padding."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[row] * (len(batch) + 1) > TOKEN_BUDGET:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def _lists_of_words(candidates: object, masks: int) -> list[Sequence[str]]:
+    if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
+        raise InputError(f"candidates is {candidates!r:.40}; give a list of words or phrases")
+    if all(isinstance(each, str) for each in candidates):
+        candidates = [candidates]
+    for each in candidates:
+        if isinstance(each, str) or not isinstance(each, Sequence) or not each:
+            raise InputError(f"candidates holds {each!r:.40}; give a list of words or phrases, or one for each mask")
+    if len(candidates) != masks:
+        raise InputError(
+            f"the text has {masks} masks, there are candidates for {len(candidates)}; give a list for each"
+        )
+    return list(candidates)
+
+
+def _check_long_text(long_text: str) -> None:
+    if long_text not in get_args(LongText):
+        raise InputError(f"long_text is {long_text!r}; it must be 'error' or 'window'")
 
 
 def _shipped_model() -> Path:

@@ -1,0 +1,186 @@
+"""Each mask on its own: the answers of `fill`, of streams, and in the form of the transformers pipeline."""
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encoding import EncodedText, LongText, TextEncoder
+from .errors import InputError
+from .predict import Answer, Predictor, best_of
+from .results import FillResult, MaskResult, Prediction
+from .vocabulary import Restriction
+
+__all__ = ["Choice", "OnError", "answer_as_pipeline", "fill_stream", "fill_texts"]
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "return"]
+"""What a stream does with a text that is wrong."""
+
+_STREAM_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `fill` is asked for, checked; see there."""
+
+    restriction: Restriction
+    top_k: int
+    min_score: float
+    renormalize: bool
+    long_text: LongText
+
+    def best(self, ids: NDArray[np.int64], logprobs: NDArray[np.float32]) -> Answer:
+        """Return the best of what may be given."""
+        if self.renormalize:
+            logprobs = logprobs - np.logaddexp.reduce(logprobs)
+        return best_of(ids, logprobs, self.top_k)
+
+
+def fill_texts(encoder: TextEncoder, predictor: Predictor, texts: Sequence[str], choice: Choice) -> list[FillResult]:
+    """Fill the masks of texts.
+
+    Raises:
+        InputError: A text cannot be used.
+    """
+    return _answer(encoder, predictor, encoder.encode(texts, choice.long_text), choice)
+
+
+def fill_stream(
+    encoder: TextEncoder, predictor: Predictor, texts: Iterator[str], choice: Choice, on_error: OnError
+) -> Iterator[FillResult | InputError]:
+    """Yield a result a text, taking a chunk at a time.
+
+    Raises:
+        InputError: A text cannot be used, with `on_error="raise"`; after the results of those before it.
+    """
+    first = 0
+    for chunk, failure in _chunks(texts):
+        found = encoder.try_encode(chunk, choice.long_text, first=first)
+        first += len(chunk)
+        wrong = next((each for each in found if isinstance(each, InputError)), None) if on_error == "raise" else None
+        if wrong is not None:
+            found = found[: found.index(wrong)]
+        good = [each for each in found if not isinstance(each, InputError)]
+        results = iter(_answer(encoder, predictor, good, choice))
+        for each in found:
+            yield each if isinstance(each, InputError) else next(results)
+        error = wrong or failure
+        if error is not None:
+            raise error
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[tuple[list[str], Exception | None]]:
+    """Yield lists of texts; where the iterator fails, what came before it and its error."""
+    while True:
+        chunk: list[str] = []
+        try:
+            chunk.extend(itertools.islice(texts, _STREAM_CHUNK))
+        except Exception as error:  # whatever a user's iterator raises goes back to the user
+            yield chunk, error
+            return
+        if not chunk:
+            return
+        yield chunk, None
+
+
+def _answer(
+    encoder: TextEncoder, predictor: Predictor, texts: Sequence[Sequence[EncodedText]], choice: Choice
+) -> list[FillResult]:
+    """Ask about the parts of each text, and put the answers about its masks together."""
+    parts = [part for text in texts for part in text]
+    if choice.restriction.is_none:
+        answers = iter(predictor.top(parts, choice.top_k))
+    else:
+        permitted = encoder.vocabulary.permitted
+        wanted = [[permitted(choice.restriction, span[0] == 0) for span in part.spans] for part in parts]
+        found = predictor.candidates(parts, wanted)
+        answers = iter([list(map(choice.best, ids, logprobs)) for ids, logprobs in zip(wanted, found, strict=True)])
+    return [
+        FillResult(
+            text[0].text,
+            tuple(mask for part in text for mask in _masks(encoder, part, next(answers), choice.min_score)),
+        )
+        for text in texts
+    ]
+
+
+def _masks(
+    encoder: TextEncoder, part: EncodedText, answers: Sequence[Answer], min_score: float
+) -> Iterator[MaskResult]:
+    for position, span, (ids, logprobs) in zip(part.positions, part.spans, answers, strict=True):
+        predictions = tuple(
+            _prediction(encoder, part.text, span, token_id, logprob)
+            for token_id, logprob in zip(ids.tolist(), logprobs.tolist(), strict=True)
+            if math.exp(logprob) >= min_score
+        )
+        yield MaskResult(position + part.skipped, span, predictions, part.window)
+
+
+def _prediction(encoder: TextEncoder, text: str, span: tuple[int, int], token_id: int, logprob: float) -> Prediction:
+    token = encoder.vocabulary.token(token_id)
+    return Prediction(
+        token=token,
+        token_id=token_id,
+        text=encoder.text_of([token_id]),
+        starts_word=encoder.vocabulary.starts_word(token),
+        score=math.exp(logprob),
+        logprob=logprob,
+        sequence=encoder.splice(text, [(span, [token_id])]),
+    )
+
+
+def answer_as_pipeline(
+    encoder: TextEncoder,
+    predictor: Predictor,
+    texts: Sequence[str],
+    top_k: int,
+    targets: str | Sequence[str] | None,
+    pad_id: int,
+) -> list[Any]:
+    """Return for each text what the transformers pipeline answers; see `MaskFiller.__call__`.
+
+    Raises:
+        InputError: A text or a target cannot be used.
+    """
+    candidates = None
+    if targets is not None:
+        ids, replaced = encoder.vocabulary.first_pieces([targets] if isinstance(targets, str) else targets)
+        for target, piece in replaced.items():
+            action = "it is left out" if piece is None else f"its first piece {piece!r} is taken"
+            logger.warning("the target %r is no token of this model: %s", target, action)
+        candidates = np.array(ids, np.int64)
+    encoded = [part for parts in encoder.encode(texts) for part in parts]
+    if candidates is None:
+        answers = predictor.top(encoded, top_k)
+    else:
+        found = predictor.candidates(encoded, [[candidates] * len(text.positions) for text in encoded])
+        answers = [[best_of(candidates, logprobs, top_k) for logprobs in rows] for rows in found]
+    return [_as_pipeline(encoder, text, answer, pad_id) for text, answer in zip(encoded, answers, strict=True)]
+
+
+def _as_pipeline(encoder: TextEncoder, text: EncodedText, answers: Sequence[Answer], pad_id: int) -> list[Any]:
+    single = len(text.positions) == 1
+    rows = []
+    for position, (ids, logprobs) in zip(text.positions, answers, strict=True):
+        row = []
+        for token_id, score in zip(ids.tolist(), np.exp(logprobs).tolist(), strict=True):
+            tokens = [*text.ids[:position], token_id, *text.ids[position + 1 :]]
+            tokens = [token for token in tokens if token != pad_id]
+            row.append(
+                {
+                    "score": score,
+                    "token": token_id,
+                    "token_str": encoder.decode([token_id], skip_special_tokens=False),
+                    # The pipeline keeps special tokens only where other masks must stay visible.
+                    "sequence": encoder.decode(tokens, skip_special_tokens=single),
+                }
+            )
+        rows.append(row)
+    return rows[0] if single else rows

@@ -1,0 +1,141 @@
+"""Token sequences with masks in, log-probabilities out, in batches of like length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Manifest
+
+__all__ = ["TOKEN_BUDGET", "Answer", "Predictor", "Query", "Tokens", "best_of"]
+
+Answer = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Token ids and their log-probabilities for one mask, best first."""
+
+TOKEN_BUDGET = 1024
+"""Most tokens, padding included, that one run of the model takes, unless one text alone has more.
+
+More would not fit a processor's cache; fewer would leave the products small."""
+
+
+class Tokens(Protocol):
+    """A token sequence with masks."""
+
+    @property
+    def ids(self) -> Sequence[int] | NDArray[np.int64]:
+        """Token ids, special tokens included."""
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Indices of the masks that are asked about among the ids; at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The plainest `Tokens`."""
+
+    ids: Sequence[int] | NDArray[np.int64]
+    positions: Sequence[int]
+
+
+class _Backend(Protocol):
+    def run(self, outputs: Sequence[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
+
+
+class Predictor:
+    """Asks a model about masks. Safe to share between threads if its session is.
+
+    Args:
+        session: Runs the serving graph.
+        manifest: Says what the graph takes.
+    """
+
+    def __init__(self, session: _Backend, manifest: Manifest) -> None:
+        self._session = session
+        self._manifest = manifest
+
+    def top(self, queries: Sequence[Tokens], k: int) -> list[list[Answer]]:
+        """Return for each query and mask its k best tokens."""
+        answers: list[list[Answer]] = [[] for _ in queries]
+        for batch in _batches(queries):
+            feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([k], np.int64)}
+            feeds["candidates"] = np.empty((len(feeds["mask_rows"]), 0), np.int64)
+            ids, logprobs = self._session.run(["top_ids", "top_logprobs"], feeds)
+            rows = zip(ids, logprobs, strict=True)
+            for row in batch:
+                answers[row] = [next(rows) for _ in queries[row].positions]
+        return answers
+
+    def candidates(
+        self, queries: Sequence[Tokens], candidates: Sequence[Sequence[NDArray[np.int64]]]
+    ) -> list[list[NDArray[np.float32]]]:
+        """Return the log-probabilities of given tokens over the whole vocabulary.
+
+        Args:
+            queries: The token sequences.
+            candidates: For each query and each of its masks the token ids asked for, [n]; n may differ.
+
+        Returns:
+            For each query and mask the log-probabilities of its candidates, [n].
+        """
+        answers: list[list[NDArray[np.float32]]] = [[] for _ in queries]
+        for batch in _batches(queries):
+            feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([0], np.int64)}
+            wanted = [ids for row in batch for ids in candidates[row]]
+            feeds["candidates"] = _stack(wanted)
+            (found,) = self._session.run(["candidate_logprobs"], feeds)
+            rows = iter([logprobs[: len(ids)] for logprobs, ids in zip(found, wanted, strict=True)])
+            for row in batch:
+                answers[row] = [next(rows) for _ in candidates[row]]
+        return answers
+
+    def _feeds(self, queries: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
+        length = max(len(query.ids) for query in queries)
+        input_ids = np.full((len(queries), length), self._manifest.pad_id, np.int64)
+        attention_mask = np.zeros((len(queries), length), np.int64)
+        for row, query in enumerate(queries):
+            input_ids[row, : len(query.ids)] = query.ids
+            attention_mask[row, : len(query.ids)] = 1
+        slots = max(len(query.positions) for query in queries)
+        # A query with fewer masks than another repeats its first; what comes of that is not asked for.
+        positions = np.empty((len(queries), slots), np.int64)
+        for row, query in enumerate(queries):
+            positions[row] = row * length + query.positions[0]
+            positions[row, : len(query.positions)] = row * length + np.asarray(query.positions)
+        rows = [row * slots + slot for row, query in enumerate(queries) for slot in range(len(query.positions))]
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": np.zeros_like(input_ids)}
+        feeds = {name: feeds[name] for name in self._manifest.inputs}
+        feeds["mask_positions"] = positions
+        feeds["mask_rows"] = np.array(rows, np.int64)
+        return feeds
+
+
+def best_of(ids: NDArray[np.int64], logprobs: NDArray[np.float32], count: int) -> Answer:
+    """Return the most probable of some tokens, best first; of equals, the one given first."""
+    order = np.argsort(-logprobs, kind="stable")[:count]
+    return ids[order], logprobs[order]
+
+
+def _stack(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return rows of ids as one array; a shorter row ends in zeros, whose answers are not asked for."""
+    if all(row is rows[0] for row in rows):
+        return np.tile(rows[0], (len(rows), 1))
+    stacked = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for row, ids in enumerate(rows):
+        stacked[row, : len(ids)] = ids
+    return stacked
+
+
+def _batches(queries: Sequence[Tokens]) -> Iterator[list[int]]:
+    """Yield indices, grouped by like length so that no batch exceeds the token budget with its padding."""
+    lengths = [len(query.ids) for query in queries]
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[row] * (len(batch) + 1) > TOKEN_BUDGET:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,82 @@
+"""Pseudo-log-likelihoods of whole texts: each token predicted from the others."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from .encoding import LongText, TextEncoder, WholeText
+from .predict import Predictor, Query
+from .results import ScoreResult, TokenScore
+
+__all__ = ["ScoreMethod", "score_texts"]
+
+ScoreMethod = Literal["pll", "pll_word_l2r"]
+
+_TOKENS_AT_ONCE = 1 << 17
+"""Texts are taken until their masked copies hold this many tokens; that bounds memory."""
+
+
+def score_texts(
+    encoder: TextEncoder,
+    predictor: Predictor,
+    texts: Sequence[str],
+    *,
+    method: ScoreMethod,
+    longest: int,
+    mask_id: int,
+    long_text: LongText,
+) -> Iterator[ScoreResult]:
+    """Yield the score of each text.
+
+    Args:
+        encoder: Tokenizes them.
+        predictor: Answers.
+        texts: The texts.
+        method: `pll` masks one token at a time (Salazar et al. 2020, https://aclanthology.org/2020.acl-main.240);
+            `pll_word_l2r` masks with it the tokens that follow in its word, so that a long word is not easy for
+            its own ending (Kauf and Ivanova 2023, https://aclanthology.org/2023.acl-short.80).
+        longest: Most tokens that the model takes.
+        mask_id: Id of the mask.
+        long_text: `window` predicts each token of a long text from the window around it.
+
+    Raises:
+        InputError: A text cannot be scored.
+    """
+    pending: list[tuple[WholeText, list[int]]] = []
+    queries: list[Query] = []
+    held = 0
+    for row, text in enumerate(texts):
+        whole = encoder.whole(text, "the text" if len(texts) == 1 else f"text {row} of {len(texts)}", long_text)
+        scored = list(range(whole.head, len(whole.ids) - whole.tail))
+        pending.append((whole, scored))
+        queries += [_masked(whole, place, method, longest, mask_id) for place in scored]
+        held += len(scored) * min(len(whole.ids), longest)
+        if held >= _TOKENS_AT_ONCE:
+            yield from _score(encoder, predictor, pending, queries)
+            pending, queries, held = [], [], 0
+    yield from _score(encoder, predictor, pending, queries)
+
+
+def _masked(whole: WholeText, place: int, method: ScoreMethod, longest: int, mask_id: int) -> Query:
+    ids, index = whole.window(place, longest)
+    masked = np.array(ids, np.int64)
+    last = place
+    if method == "pll_word_l2r":
+        while last + 1 < len(whole.ids) and whole.words[last + 1] == whole.words[place]:
+            last += 1
+    masked[index : index + last - place + 1] = mask_id
+    return Query(masked, (index,))
+
+
+def _score(
+    encoder: TextEncoder, predictor: Predictor, pending: list[tuple[WholeText, list[int]]], queries: list[Query]
+) -> Iterator[ScoreResult]:
+    wanted = [[np.array([whole.ids[place]], np.int64)] for whole, places in pending for place in places]
+    logprobs = iter(predictor.candidates(queries, wanted))
+    for whole, places in pending:
+        tokens = []
+        for place in places:
+            token_id, logprob = whole.ids[place], float(next(logprobs)[0][0])
+            tokens.append(TokenScore(encoder.vocabulary.token(token_id), token_id, whole.spans[place], logprob))
+        yield ScoreResult(whole.text, tuple(tokens), sum(each.logprob for each in tokens))

@@ -1,0 +1,213 @@
+"""The vocabulary as words: what begins one, how it reads without its tokenizer's marker, which ones may be given."""
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from .errors import InputError
+
+__all__ = ["Restriction", "Vocabulary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """Which tokens may be given.
+
+    Attributes:
+        targets: Words to choose among, each one token; None for no such choice.
+        allow: Words that may be given; None for all. Words that are no single token are passed over.
+        deny: Words that are never given.
+        words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
+        pattern: Regular expression that a word has to match as a whole.
+    """
+
+    targets: tuple[str, ...] | None = None
+    allow: frozenset[str] | None = None
+    deny: frozenset[str] = frozenset()
+    words_only: bool = False
+    pattern: re.Pattern[str] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        targets: str | Sequence[str] | None,
+        allow: Collection[str] | None,
+        deny: Collection[str] | None,
+        words_only: bool,
+        pattern: str | re.Pattern[str] | None,
+    ) -> "Restriction":
+        """Check what a user gave.
+
+        Raises:
+            InputError: An argument is of another type, or the pattern is no regular expression.
+        """
+        if isinstance(targets, str):
+            targets = (targets,)
+        elif targets is not None and not isinstance(targets, Sequence):
+            raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words")
+        for name, words in (("allow", allow), ("deny", deny)):
+            if isinstance(words, str) or not isinstance(words, Collection | None):
+                raise InputError(f"{name} is {words!r:.40}; give a list of words")
+        if not isinstance(words_only, bool):
+            raise InputError(f"words_only is {words_only!r}; it must be True or False")
+        try:
+            compiled = re.compile(pattern) if pattern is not None else None
+        except (re.error, TypeError) as error:
+            raise InputError(f"pattern {pattern!r} is no regular expression: {error}") from error
+        return cls(
+            targets if targets is None else tuple(targets),
+            frozenset(allow) if allow is not None else None,
+            frozenset(deny or ()),
+            words_only,
+            compiled,
+        )
+
+    @property
+    def is_none(self) -> bool:
+        """Whether every token may be given."""
+        return self == Restriction()
+
+
+class Vocabulary:
+    """What the ids of a tokenizer mean.
+
+    Args:
+        tokenizer: The tokenizer.
+        path: Its `tokenizer.json`.
+        size: Width of the model's head, which may be wider than the vocabulary.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, path: Path, size: int) -> None:
+        self._tokenizer = tokenizer
+        self._size = size
+        content = json.loads(path.read_text(encoding="utf-8"))
+        decoder = content.get("decoder") or {}
+        self.word_piece: str | None = decoder.get("prefix", "##") if decoder.get("type") == "WordPiece" else None
+        self._special = {each["id"] for each in content.get("added_tokens", []) if each.get("special")}
+        # Asked for again and again with the same words; ten thousand of them take longer to look up than to score.
+        self.find_targets = lru_cache(maxsize=16)(self._find_targets)
+        self.permitted = lru_cache(maxsize=16)(self._permitted)
+
+    def token(self, token_id: int) -> str:
+        """Return a token as the vocabulary spells it; an id beyond the vocabulary gives an empty string."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each token, added ones included."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    @cached_property
+    def marker(self) -> str:
+        """What begins a word in this vocabulary: `Ġ` (byte-level BPE), `▁` (SentencePiece), or nothing."""
+        if self.word_piece is not None:
+            return ""
+        return next((marker for marker in ("Ġ", "▁") if f"{marker}the" in self.ids or marker in self.ids), "")
+
+    def starts_word(self, token: str) -> bool:
+        """Tell whether a token of the vocabulary begins a word, by the marker of its tokenizer."""
+        if self.word_piece is not None:
+            return not token.startswith(self.word_piece)
+        return self.marker == "" or token.startswith(self.marker)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The text of every token, by id."""
+        texts = self._tokenizer.decode_batch([[each] for each in range(self._size)], skip_special_tokens=False)
+        prefix = self.word_piece or ""
+        return [text.strip().removeprefix(prefix) for text in texts]
+
+    def _permitted(self, restriction: Restriction, begins_text: bool) -> NDArray[np.int64]:
+        """Return the ids that a restriction lets through, for a mask that begins its text or another.
+
+        Raises:
+            InputError: None are left, or a target is not one token.
+        """
+        if restriction.targets is not None:
+            chosen: Sequence[int] = self.find_targets(restriction.targets)
+            if restriction == Restriction(restriction.targets):
+                return np.array(chosen, np.int64)
+        else:
+            chosen = range(min(self._size, len(self.ids)))
+        kept = [token_id for token_id in chosen if self._passes(token_id, restriction, begins_text)]
+        if not kept:
+            raise InputError("no token of the vocabulary is left; loosen targets, allow, deny, words_only or pattern")
+        return np.array(kept, np.int64)
+
+    def _passes(self, token_id: int, restriction: Restriction, begins_text: bool) -> bool:
+        text = self.words[token_id]
+        if restriction.allow is not None and text not in restriction.allow:
+            return False
+        if text in restriction.deny or (restriction.pattern is not None and not restriction.pattern.fullmatch(text)):
+            return False
+        return not restriction.words_only or self._is_word(token_id, text, begins_text)
+
+    def _is_word(self, token_id: int, text: str, begins_text: bool) -> bool:
+        if token_id in self._special or not any(map(str.isalpha, text)):
+            return False
+        if not all(letter.isalpha() or letter in "-'\u2019" for letter in text):
+            return False
+        # A byte-level vocabulary writes the first word of a text without a marker.
+        return self.starts_word(self.token(token_id)) or (begins_text and bool(self.marker))
+
+    def _find_targets(self, targets: tuple[str, ...]) -> list[int]:
+        """Return the ids of words to choose among, duplicates dropped, their order kept.
+
+        A word is looked up as one that begins a word first: ` pizza` is `Ġpizza` for RoBERTa.
+
+        Raises:
+            InputError: A target is not one token of the vocabulary, or there is none.
+        """
+        found: dict[int, None] = {}
+        for target in targets:
+            if not isinstance(target, str) or not target.strip():
+                raise InputError(f"the target {target!r} is not a word; give strings such as 'good'")
+            stripped = target.strip()
+            names = [f"{self.marker}{stripped}", stripped, target]
+            token_id = next((self.ids[name] for name in names if name in self.ids), None)
+            if token_id is None:
+                pieces = self._tokenizer.encode(f" {stripped}", add_special_tokens=False).ids
+                if len(pieces) != 1:
+                    tokens = ", ".join(map(self.token, pieces)) or "none"
+                    raise InputError(
+                        f"the target {target!r} is not one token of this model, but {len(pieces)} ({tokens}); "
+                        "rank takes words of any length"
+                    )
+                token_id = pieces[0]
+            found[token_id] = None
+        if not found:
+            raise InputError("targets is empty; give at least one word, or leave it out")
+        return list(found)
+
+    def first_pieces(self, targets: Sequence[str]) -> tuple[list[int], dict[str, str | None]]:
+        """Look up targets as the transformers pipeline does: one not in the vocabulary gives its first piece.
+
+        Returns:
+            The ids without duplicates, and for each target that is no token the token taken instead, if any.
+
+        Raises:
+            InputError: A target is no string, or none is left.
+        """
+        ids: dict[int, None] = {}
+        replaced: dict[str, str | None] = {}
+        for target in targets:
+            if not isinstance(target, str):
+                raise InputError(f"the target {target!r} is a {type(target).__name__}; give strings such as 'good'")
+            token_id = self.ids.get(target)
+            if token_id is None:
+                pieces = self._tokenizer.encode(target, add_special_tokens=False).ids
+                replaced[target] = self.token(pieces[0]) if pieces else None
+                if not pieces:
+                    continue
+                token_id = pieces[0]
+            ids[token_id] = None
+        if not ids:
+            raise InputError("At least one target must be provided when passed.")
+        return list(ids), replaced
