@@ -20,6 +20,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .aio import AsyncMaskFiller
     from .filler import FillerInfo, MaskFiller
     from .results import (
         Candidate,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AsyncMaskFiller",
     "BundleError",
     "Candidate",
     "DataError",
@@ -59,6 +61,6 @@ def __getattr__(name: str) -> Any:
     """Import numpy, tokenizers and the rest when first used, so that `mlm-fill --help` answers at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import filler, results
+    from . import aio, filler, results
 
-    return getattr(results if hasattr(results, name) else filler, name)
+    return next(getattr(module, name) for module in (filler, results, aio) if hasattr(module, name))

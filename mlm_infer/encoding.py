@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tokenizers import Encoding, Tokenizer
 
@@ -12,7 +12,7 @@ from .bundle import Manifest
 from .errors import BundleError, InputError
 from .vocabulary import Vocabulary
 
-__all__ = ["MASK_SPELLINGS", "EncodedText", "LongText", "TextEncoder", "WholeText"]
+__all__ = ["MASK_SPELLINGS", "EncodedText", "LongText", "TextEncoder", "WholeText", "check_long_text"]
 
 MASK_SPELLINGS = ("[MASK]", "<mask>")
 """Ways to write a mask that every model takes, whatever its own mask token is."""
@@ -286,6 +286,12 @@ class TextEncoder:
         for piece in (" n't", " 'm", " 's", " 've", " 're"):
             text = text.replace(piece, piece[1:])
         return text
+
+
+def check_long_text(long_text: str) -> None:
+    """Raise InputError unless it is one of `LongText`."""
+    if long_text not in get_args(LongText):
+        raise InputError(f"long_text is {long_text!r}; it must be 'error' or 'window'")
 
 
 def _name(row: int, texts: Sequence[object], first: int | None) -> str:

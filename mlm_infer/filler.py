@@ -12,9 +12,10 @@ from typing import Any, Literal, Self, get_args
 
 from .bundle import TOKENIZER, Manifest, read_manifest
 from .cpu import cpu_kind
-from .encoding import EncodedText, LongText, TextEncoder
+from .encoding import EncodedText, LongText, TextEncoder, check_long_text
+from .engine import Engine
 from .errors import BundleError, DeviceError, InputError
-from .filling import Choice, OnError, answer_as_pipeline, fill_stream, fill_texts
+from .filling import Choice, OnError, answer_as_pipeline, check_top_k, fill_stream, fill_texts
 from .infill import Order, expand_spans, infill_text
 from .predict import Predictor
 from .ranking import Others, rank_candidates
@@ -56,7 +57,9 @@ class FillerInfo:
 
 
 class MaskFiller:
-    """Fills masks with a model that `mlm-export` wrote, without torch. Safe to share between threads.
+    """Fills masks with a model that `mlm-export` wrote, without torch.
+
+    Safe to share between threads. It can be pickled, and works in a forked process; there it opens the model anew.
 
     Args:
         model: Folder of a bundle; None opens the small English model that ships with the package.
@@ -81,31 +84,35 @@ class MaskFiller:
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all")
-        folder = Path(model).expanduser() if model is not None else _shipped_model()
-        self._manifest: Manifest = read_manifest(folder)
+        folder = Path(model).expanduser().absolute() if model is not None else _shipped_model()
+        manifest = read_manifest(folder)
         kind, number = resolve_device(device)
-        chosen = _choose_precision(self._manifest, precision, kind, folder)
-        self._encoder = TextEncoder(self._manifest.check_file(folder, TOKENIZER), self._manifest)
-        files = self._manifest.models[chosen]
-        self._manifest.check_file(folder, files.weights)
-        session = Session(
-            self._manifest.check_file(folder, files.file),
-            kind=kind,
-            number=number,
-            fall_back=device == "auto",
-            threads=threads,
-        )
-        self._predictor = Predictor(session, self._manifest)
+        chosen = _choose_precision(manifest, precision, kind, folder)
+        encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
+        files = manifest.models[chosen]
+        manifest.check_file(folder, files.weights)
+        graph = manifest.check_file(folder, files.file)
+
+        def open_session() -> Session:
+            return Session(graph, kind=kind, number=number, fall_back=device == "auto", threads=threads)
+
+        predictor = Predictor(open_session, manifest)
+        self.engine = Engine(encoder, predictor, manifest)
         self.info = FillerInfo(
             path=folder,
-            source=str(self._manifest.source.get("model", "")),
-            architecture=self._manifest.architecture,
+            source=str(manifest.source.get("model", "")),
+            architecture=manifest.architecture,
             precision=chosen,
-            provider=session.provider,
-            mask_token=self._manifest.mask_token,
-            max_length=self._manifest.max_length,
-            vocab_size=self._manifest.vocab_size,
+            provider=predictor.session.provider,
+            mask_token=manifest.mask_token,
+            max_length=manifest.max_length,
+            vocab_size=manifest.vocab_size,
         )
+        self._arguments = (folder if model is not None else None, device, precision, threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle where the model is and how it was opened; another process opens it for itself."""
+        return _reopen, self._arguments
 
     def __repr__(self) -> str:
         return (
@@ -122,10 +129,10 @@ class MaskFiller:
 
     def close(self) -> None:
         """Give the model's memory back; calls after this raise InputError."""
-        del self._predictor
+        self.__dict__.pop("engine", None)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_predictor":
+        if name == "engine":
             raise InputError("this MaskFiller is closed; open a new one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -135,7 +142,7 @@ class MaskFiller:
         Args:
             text: Any text, with or without a mask.
         """
-        return self._encoder.count(text)
+        return self.engine.encoder.count(text)
 
     def fill(
         self,
@@ -174,9 +181,19 @@ class MaskFiller:
         """
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string, or a list to fill_batch")
-        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
-        choice = self._choice(restriction, top_k, min_score, renormalize, long_text)
-        return fill_texts(self._encoder, self._predictor, [text], choice)[0]
+        choice = Choice.of(
+            self.engine,
+            top_k=top_k,
+            targets=targets,
+            allow=allow,
+            deny=deny,
+            words_only=words_only,
+            pattern=pattern,
+            min_score=min_score,
+            renormalize=renormalize,
+            long_text=long_text,
+        )
+        return fill_texts(self.engine, [text], choice)[0]
 
     def fill_batch(
         self,
@@ -214,9 +231,19 @@ class MaskFiller:
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings, or one string to fill")
-        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
-        choice = self._choice(restriction, top_k, min_score, renormalize, long_text)
-        return fill_texts(self._encoder, self._predictor, texts, choice)
+        choice = Choice.of(
+            self.engine,
+            top_k=top_k,
+            targets=targets,
+            allow=allow,
+            deny=deny,
+            words_only=words_only,
+            pattern=pattern,
+            min_score=min_score,
+            renormalize=renormalize,
+            long_text=long_text,
+        )
+        return fill_texts(self.engine, texts, choice)
 
     def fill_stream(
         self,
@@ -259,9 +286,19 @@ class MaskFiller:
             raise InputError(f"texts is a {type(texts).__name__}; give an iterable of strings")
         if on_error not in get_args(OnError):
             raise InputError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
-        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
-        choice = self._choice(restriction, top_k, min_score, renormalize, long_text)
-        return fill_stream(self._encoder, self._predictor, iter(texts), choice, on_error)
+        choice = Choice.of(
+            self.engine,
+            top_k=top_k,
+            targets=targets,
+            allow=allow,
+            deny=deny,
+            words_only=words_only,
+            pattern=pattern,
+            min_score=min_score,
+            renormalize=renormalize,
+            long_text=long_text,
+        )
+        return fill_stream(self.engine, iter(texts), choice, on_error)
 
     def rank(
         self,
@@ -297,16 +334,7 @@ class MaskFiller:
         lists = _lists_of_words(candidates, len(encoded.positions))
         if others not in get_args(Others):
             raise InputError(f"others is {others!r}; it must be one of {', '.join(get_args(Others))}")
-        return rank_candidates(
-            self._encoder,
-            self._predictor,
-            encoded,
-            lists,
-            others=others,
-            normalize=normalize,
-            longest=self._manifest.max_length,
-            mask_id=self._manifest.mask_id,
-        )
+        return rank_candidates(self.engine, encoded, lists, others=others, normalize=normalize)
 
     def infill(
         self,
@@ -341,18 +369,17 @@ class MaskFiller:
         Raises:
             InputError: The text or an argument cannot be used.
         """
-        self._check_top_k(top_k)
+        check_top_k(self.engine, top_k)
         if not isinstance(beam_size, int) or isinstance(beam_size, bool) or not 1 <= beam_size <= _WIDEST_BEAM:
             raise InputError(f"beam_size is {beam_size!r}; it must be from 1 to {_WIDEST_BEAM}")
         if order not in get_args(Order):
             raise InputError(f"order is {order!r}; it must be one of {', '.join(get_args(Order))}")
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
-        expanded = expand_spans(text, self._manifest.mask_token)
+        expanded = expand_spans(text, self.engine.manifest.mask_token)
         parts = [(self._one_with_masks(plain), spans, counts) for plain, spans, counts in expanded]
         return infill_text(
-            self._encoder,
-            self._predictor,
+            self.engine,
             text,
             parts,
             top_k=top_k,
@@ -383,17 +410,8 @@ class MaskFiller:
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings")
         if method not in get_args(ScoreMethod):
             raise InputError(f"method is {method!r}; it must be one of {', '.join(get_args(ScoreMethod))}")
-        _check_long_text(long_text)
-        scored = score_texts(
-            self._encoder,
-            self._predictor,
-            texts,
-            method=method,
-            longest=self._manifest.max_length,
-            mask_id=self._manifest.mask_id,
-            long_text=long_text,
-        )
-        return list(scored)
+        check_long_text(long_text)
+        return list(score_texts(self.engine, texts, method=method, long_text=long_text))
 
     def __call__(self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None) -> list[Any]:
         """Answer exactly as `transformers.pipeline("fill-mask")` does.
@@ -413,34 +431,14 @@ class MaskFiller:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, list):
             raise InputError(f"inputs is a {type(inputs).__name__}; give a string or a list of strings")
-        self._check_top_k(top_k)
-        results = answer_as_pipeline(self._encoder, self._predictor, texts, top_k, targets, self._manifest.pad_id)
+        check_top_k(self.engine, top_k)
+        results = answer_as_pipeline(self.engine, texts, top_k, targets)
         return results[0] if len(results) == 1 else results
-
-    def _check_top_k(self, top_k: int) -> None:
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= self._manifest.vocab_size:
-            raise InputError(
-                f"top_k is {top_k!r}; it must be from 1 to {self._manifest.vocab_size}, the size of the vocabulary"
-            )
-
-    def _choice(
-        self, restriction: Restriction, top_k: int, min_score: float, renormalize: bool, long_text: LongText
-    ) -> Choice:
-        self._check_top_k(top_k)
-        if not isinstance(min_score, int | float) or isinstance(min_score, bool) or not 0 <= min_score <= 1:
-            raise InputError(f"min_score is {min_score!r}; it must be a probability from 0 to 1")
-        if not isinstance(renormalize, bool):
-            raise InputError(f"renormalize is {renormalize!r}; it must be True or False")
-        _check_long_text(long_text)
-        if not restriction.is_none:
-            # A restriction that nothing passes is an error of the arguments, not of the first text.
-            self._encoder.vocabulary.permitted(restriction, begins_text=False)
-        return Choice(restriction, top_k, min_score, renormalize, long_text)
 
     def _one_with_masks(self, text: str) -> EncodedText:
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
-        return self._encoder.encode([text])[0][0]
+        return self.engine.encoder.encode([text])[0][0]
 
 
 def _lists_of_words(candidates: object, masks: int) -> list[Sequence[str]]:
@@ -458,9 +456,8 @@ def _lists_of_words(candidates: object, masks: int) -> list[Sequence[str]]:
     return list(candidates)
 
 
-def _check_long_text(long_text: str) -> None:
-    if long_text not in get_args(LongText):
-        raise InputError(f"long_text is {long_text!r}; it must be 'error' or 'window'")
+def _reopen(model: str | PathLike[str] | None, device: str, precision: str, threads: int | None) -> MaskFiller:
+    return MaskFiller(model, device=device, precision=precision, threads=threads)
 
 
 def _shipped_model() -> Path:

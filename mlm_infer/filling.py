@@ -3,20 +3,22 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoding import EncodedText, LongText, TextEncoder
+from .encoding import EncodedText, LongText, TextEncoder, check_long_text
+from .engine import Engine
 from .errors import InputError
-from .predict import Answer, Predictor, best_of
+from .predict import Answer, best_of
 from .results import FillResult, MaskResult, Prediction
 from .vocabulary import Restriction
 
-__all__ = ["Choice", "OnError", "answer_as_pipeline", "fill_stream", "fill_texts"]
+__all__ = ["Choice", "OnError", "answer_as_pipeline", "answer_parts", "check_top_k", "fill_stream", "fill_texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,38 @@ class Choice:
     renormalize: bool
     long_text: LongText
 
+    @classmethod
+    def of(
+        cls,
+        engine: Engine,
+        *,
+        top_k: int,
+        targets: str | Sequence[str] | None,
+        allow: Collection[str] | None,
+        deny: Collection[str] | None,
+        words_only: bool,
+        pattern: str | re.Pattern[str] | None,
+        min_score: float,
+        renormalize: bool,
+        long_text: LongText,
+    ) -> "Choice":
+        """Check the arguments of `MaskFiller.fill`.
+
+        Raises:
+            InputError: One cannot be used.
+        """
+        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
+        check_top_k(engine, top_k)
+        if not isinstance(min_score, int | float) or isinstance(min_score, bool) or not 0 <= min_score <= 1:
+            raise InputError(f"min_score is {min_score!r}; it must be a probability from 0 to 1")
+        if not isinstance(renormalize, bool):
+            raise InputError(f"renormalize is {renormalize!r}; it must be True or False")
+        check_long_text(long_text)
+        if not restriction.is_none:
+            # A restriction that nothing passes is an error of the arguments, not of the first text.
+            engine.encoder.vocabulary.permitted(restriction, False)
+        return cls(restriction, top_k, min_score, renormalize, long_text)
+
     def best(self, ids: NDArray[np.int64], logprobs: NDArray[np.float32]) -> Answer:
         """Return the best of what may be given."""
         if self.renormalize:
@@ -43,17 +77,24 @@ class Choice:
         return best_of(ids, logprobs, self.top_k)
 
 
-def fill_texts(encoder: TextEncoder, predictor: Predictor, texts: Sequence[str], choice: Choice) -> list[FillResult]:
+def check_top_k(engine: Engine, top_k: object) -> None:
+    """Raise InputError unless it is a number of tokens that the vocabulary has."""
+    size = engine.manifest.vocab_size
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= size:
+        raise InputError(f"top_k is {top_k!r}; it must be from 1 to {size}, the size of the vocabulary")
+
+
+def fill_texts(engine: Engine, texts: Sequence[str], choice: Choice) -> list[FillResult]:
     """Fill the masks of texts.
 
     Raises:
         InputError: A text cannot be used.
     """
-    return _answer(encoder, predictor, encoder.encode(texts, choice.long_text), choice)
+    return answer_parts(engine, engine.encoder.encode(texts, choice.long_text), choice)
 
 
 def fill_stream(
-    encoder: TextEncoder, predictor: Predictor, texts: Iterator[str], choice: Choice, on_error: OnError
+    engine: Engine, texts: Iterator[str], choice: Choice, on_error: OnError
 ) -> Iterator[FillResult | InputError]:
     """Yield a result a text, taking a chunk at a time.
 
@@ -62,13 +103,13 @@ def fill_stream(
     """
     first = 0
     for chunk, failure in _chunks(texts):
-        found = encoder.try_encode(chunk, choice.long_text, first=first)
+        found = engine.encoder.try_encode(chunk, choice.long_text, first=first)
         first += len(chunk)
         wrong = next((each for each in found if isinstance(each, InputError)), None) if on_error == "raise" else None
         if wrong is not None:
             found = found[: found.index(wrong)]
         good = [each for each in found if not isinstance(each, InputError)]
-        results = iter(_answer(encoder, predictor, good, choice))
+        results = iter(answer_parts(engine, good, choice))
         for each in found:
             yield each if isinstance(each, InputError) else next(results)
         error = wrong or failure
@@ -90,10 +131,9 @@ def _chunks(texts: Iterator[str]) -> Iterator[tuple[list[str], Exception | None]
         yield chunk, None
 
 
-def _answer(
-    encoder: TextEncoder, predictor: Predictor, texts: Sequence[Sequence[EncodedText]], choice: Choice
-) -> list[FillResult]:
-    """Ask about the parts of each text, and put the answers about its masks together."""
+def answer_parts(engine: Engine, texts: Sequence[Sequence[EncodedText]], choice: Choice) -> list[FillResult]:
+    """Ask about the parts of each text, as `TextEncoder.encode` gives them; return one result a text."""
+    encoder, predictor = engine.encoder, engine.predictor
     parts = [part for text in texts for part in text]
     if choice.restriction.is_none:
         answers = iter(predictor.top(parts, choice.top_k))
@@ -137,18 +177,14 @@ def _prediction(encoder: TextEncoder, text: str, span: tuple[int, int], token_id
 
 
 def answer_as_pipeline(
-    encoder: TextEncoder,
-    predictor: Predictor,
-    texts: Sequence[str],
-    top_k: int,
-    targets: str | Sequence[str] | None,
-    pad_id: int,
+    engine: Engine, texts: Sequence[str], top_k: int, targets: str | Sequence[str] | None
 ) -> list[Any]:
     """Return for each text what the transformers pipeline answers; see `MaskFiller.__call__`.
 
     Raises:
         InputError: A text or a target cannot be used.
     """
+    encoder, predictor, pad_id = engine.encoder, engine.predictor, engine.manifest.pad_id
     candidates = None
     if targets is not None:
         ids, replaced = encoder.vocabulary.first_pieces([targets] if isinstance(targets, str) else targets)

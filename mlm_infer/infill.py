@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoding import EncodedText, TextEncoder
+from .engine import Engine
 from .errors import InputError
 from .predict import Answer, Predictor, Query, best_of
 from .results import Infilling
@@ -78,8 +79,7 @@ def _lengths(match: re.Match[str]) -> Sequence[int]:
 
 
 def infill_text(
-    encoder: TextEncoder,
-    predictor: Predictor,
+    engine: Engine,
     text: str,
     parts: Sequence[tuple[EncodedText, list[tuple[int, int]], list[int]]],
     *,
@@ -91,8 +91,7 @@ def infill_text(
     """Search for the best fillings of all masks; see `MaskFiller.infill`.
 
     Args:
-        encoder: Knows the vocabulary.
-        predictor: Answers.
+        engine: The model.
         text: The text as it was given.
         parts: The text at each combination of lengths, with the spans in the user's text and their lengths.
         top_k: Most fillings to return.
@@ -100,11 +99,12 @@ def infill_text(
         order: Which mask is filled next.
         restriction: Which tokens may be given.
     """
+    encoder = engine.encoder
     found = []
     for encoded, spans, counts in parts:
         permitted = None if restriction.is_none else _permitted(encoder, encoded, restriction)
         width = max(beam_size, top_k if len(encoded.positions) == 1 else 1)
-        for state in _search(predictor, encoded, width, order, permitted):
+        for state in _search(engine.predictor, encoded, width, order, permitted):
             tokens = iter([state.ids[position] for position in encoded.positions])
             groups = [[next(tokens) for _ in range(count)] for count in counts]
             found.append(

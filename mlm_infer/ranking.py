@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from .encoding import EncodedText, TextEncoder
+from .engine import Engine
 from .errors import InputError
 from .predict import Predictor, Query
 from .results import Candidate, RankResult
@@ -17,15 +18,12 @@ Others = Literal["left_to_right", "masked", "visible"]
 
 
 def rank_candidates(
-    encoder: TextEncoder,
-    predictor: Predictor,
+    engine: Engine,
     text: EncodedText,
     candidates: Sequence[Sequence[str]],
     *,
     others: Others,
     normalize: bool,
-    longest: int,
-    mask_id: int,
 ) -> RankResult:
     """Order candidates for each mask; see `MaskFiller.rank`.
 
@@ -35,6 +33,7 @@ def rank_candidates(
     Raises:
         InputError: A candidate is no token, or makes the text too long.
     """
+    encoder, longest, mask_id = engine.encoder, engine.manifest.max_length, engine.manifest.mask_id
     answers = []
     for number, words in enumerate(candidates):
         pieces = [_pieces(encoder, text, number, word) for word in words]
@@ -45,7 +44,7 @@ def rank_candidates(
                     f"the candidate {word!r:.40} has {len(ids)} tokens, the text leaves room for {room} "
                     f"(this model takes at most {longest} in all)"
                 )
-        logprobs = _logprobs(predictor, text, number, pieces, others, mask_id)
+        logprobs = _logprobs(engine.predictor, text, number, pieces, others, mask_id)
         ranked = []
         for word, ids in zip(words, pieces, strict=True):
             found = tuple(logprobs[question] for question in _questions(tuple(ids), others, mask_id))

@@ -5,8 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-from .encoding import LongText, TextEncoder, WholeText
-from .predict import Predictor, Query
+from .encoding import LongText, WholeText
+from .engine import Engine
+from .predict import Query
 from .results import ScoreResult, TokenScore
 
 __all__ = ["ScoreMethod", "score_texts"]
@@ -18,31 +19,22 @@ _TOKENS_AT_ONCE = 1 << 17
 
 
 def score_texts(
-    encoder: TextEncoder,
-    predictor: Predictor,
-    texts: Sequence[str],
-    *,
-    method: ScoreMethod,
-    longest: int,
-    mask_id: int,
-    long_text: LongText,
+    engine: Engine, texts: Sequence[str], *, method: ScoreMethod, long_text: LongText
 ) -> Iterator[ScoreResult]:
     """Yield the score of each text.
 
     Args:
-        encoder: Tokenizes them.
-        predictor: Answers.
+        engine: The model.
         texts: The texts.
         method: `pll` masks one token at a time (Salazar et al. 2020, https://aclanthology.org/2020.acl-main.240);
             `pll_word_l2r` masks with it the tokens that follow in its word, so that a long word is not easy for
             its own ending (Kauf and Ivanova 2023, https://aclanthology.org/2023.acl-short.80).
-        longest: Most tokens that the model takes.
-        mask_id: Id of the mask.
         long_text: `window` predicts each token of a long text from the window around it.
 
     Raises:
         InputError: A text cannot be scored.
     """
+    encoder, longest, mask_id = engine.encoder, engine.manifest.max_length, engine.manifest.mask_id
     pending: list[tuple[WholeText, list[int]]] = []
     queries: list[Query] = []
     held = 0
@@ -53,9 +45,9 @@ def score_texts(
         queries += [_masked(whole, place, method, longest, mask_id) for place in scored]
         held += len(scored) * min(len(whole.ids), longest)
         if held >= _TOKENS_AT_ONCE:
-            yield from _score(encoder, predictor, pending, queries)
+            yield from _score(engine, pending, queries)
             pending, queries, held = [], [], 0
-    yield from _score(encoder, predictor, pending, queries)
+    yield from _score(engine, pending, queries)
 
 
 def _masked(whole: WholeText, place: int, method: ScoreMethod, longest: int, mask_id: int) -> Query:
@@ -69,14 +61,12 @@ def _masked(whole: WholeText, place: int, method: ScoreMethod, longest: int, mas
     return Query(masked, (index,))
 
 
-def _score(
-    encoder: TextEncoder, predictor: Predictor, pending: list[tuple[WholeText, list[int]]], queries: list[Query]
-) -> Iterator[ScoreResult]:
+def _score(engine: Engine, pending: list[tuple[WholeText, list[int]]], queries: list[Query]) -> Iterator[ScoreResult]:
     wanted = [[np.array([whole.ids[place]], np.int64)] for whole, places in pending for place in places]
-    logprobs = iter(predictor.candidates(queries, wanted))
+    logprobs = iter(engine.predictor.candidates(queries, wanted))
     for whole, places in pending:
         tokens = []
         for place in places:
             token_id, logprob = whole.ids[place], float(next(logprobs)[0][0])
-            tokens.append(TokenScore(encoder.vocabulary.token(token_id), token_id, whole.spans[place], logprob))
+            tokens.append(TokenScore(engine.encoder.vocabulary.token(token_id), token_id, whole.spans[place], logprob))
         yield ScoreResult(whole.text, tuple(tokens), sum(each.logprob for each in tokens))
