@@ -7,17 +7,16 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import TOKENIZER, Manifest, read_manifest
-from .cpu import cpu_kind
+from .backend import open_model
+from .bundle import TOKENIZER, TORCHSCRIPT, Manifest, read_manifest
 from .encoding import EncodedText, TextEncoder
-from .errors import BundleError, DeviceError, InputError
+from .errors import BundleError, InputError
 from .results import FillResult, MaskResult, Prediction
-from .session import Session, resolve_device
 
 __all__ = ["FillerInfo", "MaskFiller"]
 
@@ -37,8 +36,9 @@ class FillerInfo:
         path: The bundle.
         source: The checkpoint that was exported.
         architecture: Its `model_type`.
-        precision: `fp32` or `int8`.
-        provider: ONNX Runtime's execution provider.
+        backend: `onnx` or `torchscript`.
+        precision: `fp32`, `fp16` or `int8`.
+        provider: ONNX Runtime's execution provider, or TorchScript and its device.
         mask_token: The mask as this model spells it; `[MASK]` and `<mask>` are taken as well.
         max_length: Most tokens a text may have.
         vocab_size: Tokens to choose from.
@@ -47,6 +47,7 @@ class FillerInfo:
     path: Path
     source: str
     architecture: str
+    backend: str
     precision: str
     provider: str
     mask_token: str
@@ -60,14 +61,16 @@ class MaskFiller:
     Args:
         model: Folder of a bundle; None opens the small English model that ships with the package.
         device: `auto` (CUDA if it works, else the CPU), `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` (the fastest the bundle holds for the device), `fp32` or `int8`.
-        threads: Threads of one run; None takes all the processors this process may use.
+        precision: `auto` (the fastest the bundle holds for the device), `fp32`, `fp16` or `int8`.
+        threads: Threads of one run; None takes all the processors this process may use. With torchscript it is
+            the number of the whole process, and None leaves it as it is.
+        backend: `auto` (ONNX Runtime where the bundle holds an ONNX model), `onnx` or `torchscript`.
 
     Raises:
-        InputError: An argument is out of its range, or the bundle lacks that precision.
+        InputError: An argument is out of its range, or the bundle lacks that precision or backend.
         BundleError: The bundle is missing, incomplete or damaged.
         DeviceError: The device cannot be used.
-        DependencyError: ONNX Runtime is not installed.
+        DependencyError: What runs the model, ONNX Runtime or torch, is not installed.
     """
 
     def __init__(
@@ -77,28 +80,22 @@ class MaskFiller:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        backend: str = "auto",
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all")
         folder = Path(model).expanduser() if model is not None else _shipped_model()
         self._manifest: Manifest = read_manifest(folder)
-        kind, number = resolve_device(device)
-        chosen = _choose_precision(self._manifest, precision, kind, folder)
         self._encoder = TextEncoder(self._manifest.check_file(folder, TOKENIZER), self._manifest)
-        files = self._manifest.models[chosen]
-        self._manifest.check_file(folder, files.weights)
-        self._session = Session(
-            self._manifest.check_file(folder, files.file),
-            kind=kind,
-            number=number,
-            fall_back=device == "auto",
-            threads=threads,
+        chosen, self._session = open_model(
+            self._manifest, folder, backend=backend, device=device, precision=precision, threads=threads
         )
         self.info = FillerInfo(
             path=folder,
             source=str(self._manifest.source.get("model", "")),
             architecture=self._manifest.architecture,
-            precision=chosen,
+            backend="torchscript" if chosen == TORCHSCRIPT else "onnx",
+            precision="fp32" if chosen == TORCHSCRIPT else chosen,
             provider=self._session.provider,
             mask_token=self._manifest.mask_token,
             max_length=self._manifest.max_length,
@@ -120,6 +117,7 @@ class MaskFiller:
 
     def close(self) -> None:
         """Give the model's memory back; calls after this raise InputError."""
+        self._session.close()
         del self._session
 
     def __getattr__(self, name: str) -> Any:
@@ -315,26 +313,3 @@ def _shipped_model() -> Path:
     if not folder.is_dir():
         raise BundleError("this installation lacks the small model; install it again, or name a bundle")
     return folder
-
-
-def _choose_precision(manifest: Manifest, precision: str, kind: str, folder: Path) -> str:
-    held = ", ".join(manifest.models)
-    if precision != "auto":
-        if precision not in manifest.models:
-            raise InputError(f"precision is {precision!r}, but {folder} holds {held}; export it again, or take 'auto'")
-        if precision == "int8" and kind == "cuda":
-            raise DeviceError("int8 bundles are made for the CPU; take precision='fp32' with device='cuda'")
-        return precision
-    order: tuple[Literal["fp32", "int8"], ...] = ("fp32",) if kind == "cuda" else ("int8", "fp32")
-    found = next((each for each in order if each in manifest.models), None)
-    if found is None:
-        raise DeviceError(f"{folder} holds {held}, nothing for {kind}; take device='cpu', or export it again with fp32")
-    made_for = manifest.models[found].cpu
-    if made_for in ("avx512_vnni", "arm64") and cpu_kind() in ("avx2", "avx512"):
-        logger.warning(
-            "%s holds 8-bit weights for %s, whose products overflow on %s: export it again here",
-            folder,
-            made_for,
-            cpu_kind(),
-        )
-    return found
