@@ -53,16 +53,24 @@ def prepare(shape: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
     Returns:
         Paths for the worker, and the interpreter of each engine.
     """
+    from mlm_infer.bundle import TORCHSCRIPT, read_manifest
     from mlm_infer.export import Budget, export_bundle
 
     models = work / shape
     names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")
     paths = {name: models / name for name in names}
     make_checkpoint(shape, paths["checkpoint"])
-    if not paths["bundle"].exists():
+    if not paths["bundle"].exists() or TORCHSCRIPT not in read_manifest(paths["bundle"]).models:
         # Random weights have no answers to keep, so the budget on them is void.
         void = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
-        export_bundle(str(paths["checkpoint"]), paths["bundle"], precisions=["fp32", "int8"], budget=void)
+        export_bundle(
+            str(paths["checkpoint"]),
+            paths["bundle"],
+            precisions=["fp32", "int8"],
+            formats=["onnx", "torchscript"],
+            budget=void,
+            overwrite=True,
+        )
     arguments = [str(paths["checkpoint"])]
     if any(engine.startswith("optimum") for engine in engines) and not paths["optimum_int8"].exists():
         _run(Path(sys.executable), _QUANTIZE, [*arguments, str(paths["optimum"]), str(paths["optimum_int8"])])

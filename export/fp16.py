@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from .graph import add_constant, add_node, clean, constant_of
 
-__all__ = ["to_fp16"]
+__all__ = ["rounded_as_on_gpu", "to_fp16"]
 
 _PRODUCTS = frozenset(["Gemm", "MatMul", "MultiHeadAttention"])
 _ELEMENTWISE = frozenset(["Add", "BiasGelu", "FastGelu", "Gelu", "Mul", "QuickGelu", "Relu", "Tanh"])
@@ -39,6 +39,7 @@ def to_fp16(model: ir.Model) -> ir.Model:
             else:
                 to = ir.DataType.FLOAT if value in halves else ir.DataType.FLOAT16
                 casts[value] = add_node(graph, "Cast", [value], {"to": to}, before=before)
+                casts[value].type = ir.TensorType(to)
         return casts[value]
 
     for node in list(graph):
@@ -54,6 +55,30 @@ def to_fp16(model: ir.Model) -> ir.Model:
                 output.type = ir.TensorType(ir.DataType.FLOAT16)
     clean(small)
     return small
+
+
+def rounded_as_on_gpu(model: ir.Model) -> ir.Model:
+    """Return a copy that rounds and overflows on the CPU as on a GPU, for comparisons.
+
+    A CPU computes halves in fp32, and ONNX Runtime leaves out the casts between two such nodes: of fp16 only the
+    rounding of the weights would be seen. A node between the casts keeps them apart.
+
+    Args:
+        model: What `to_fp16` returned; left as it is.
+    """
+    copy: ir.Model = ir.from_proto(ir.to_proto(model))
+    graph = copy.graph
+    axis = add_constant(graph, "rounding_axis", np.array([0]))
+    for node in list(graph):
+        for output in node.outputs:
+            if output.dtype == ir.DataType.FLOAT16:
+                users = list(output.uses())
+                apart = add_node(graph, "Unsqueeze", [output, axis])
+                rounded = add_node(graph, "Squeeze", [apart, axis])
+                for user in users:
+                    user.node.replace_input_with(user.idx, rounded)
+    clean(copy)
+    return copy
 
 
 def _runs_in_half(node: ir.Node, halves: set[ir.Value]) -> bool:

@@ -22,7 +22,7 @@ from mlm_infer.cpu import CpuKind, cpu_kind
 from mlm_infer.errors import InputError, ModelError, OutputExistsError
 
 from .batches import Batch, shape_batches
-from .fp16 import to_fp16
+from .fp16 import rounded_as_on_gpu, to_fp16
 from .int8 import Budget, calibration_sentences, quantize_within
 from .parity import ParityCase, ParityReport, check_case, compare, make_batches, reference
 from .serving import PASSES, build_serving_graph
@@ -116,7 +116,10 @@ def export_bundle(
             models["fp32"] = _save(serving.model, bundle, "fp32", None, serving.details())
         if "fp16" in precisions:
             step("converting to fp16")
-            models["fp16"] = _save(to_fp16(serving.model), bundle, "fp16", None, serving.details())
+            half = to_fp16(serving.model)
+            models["fp16"] = _save(half, bundle, "fp16", None, serving.details())
+            (work / "rounded").mkdir()
+            _save(rounded_as_on_gpu(half), work / "rounded", "fp16", None, {})
         if "int8" in precisions:
             kind = cpu or cpu_kind()
             step(f"quantizing to int8 for {kind}")
@@ -131,7 +134,8 @@ def export_bundle(
             models[TORCHSCRIPT] = ModelFile("model.torchscript.pt")
             torchscript_export(loaded, mixed, bundle / models[TORCHSCRIPT].file)
         step("comparing with PyTorch")
-        cases = _parity(loaded, tokenizer, longest, bundle, models, inputs, budget or Budget())
+        paths = {name: (work / "rounded" if name == "fp16" else bundle) / each.file for name, each in models.items()}
+        cases = _parity(loaded, tokenizer, longest, paths, inputs, budget or Budget())
         for precision in set(models) - {*precisions, TORCHSCRIPT}:
             for name in _files(models.pop(precision)):
                 (bundle / name).unlink()
@@ -206,14 +210,13 @@ def _parity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     longest: int,
-    bundle: Path,
-    models: dict[str, ModelFile],
+    paths: dict[str, Path],
     inputs: Sequence[str],
     budget: Budget,
 ) -> tuple[ParityCase, ...]:
     sessions = {
-        name: backend_type("torchscript" if name == TORCHSCRIPT else "onnx")(bundle / each.file, kind="cpu")
-        for name, each in models.items()
+        name: backend_type("torchscript" if name == TORCHSCRIPT else "onnx")(path, kind="cpu")
+        for name, path in paths.items()
     }
     found: list[ParityCase] = []
     for name, batches in make_batches(tokenizer, longest).items():
@@ -221,7 +224,7 @@ def _parity(
         found.extend(compare(precision, name, session, inputs, iter(pairs)) for precision, session in sessions.items())
     for case in found:
         check_case(case, budget)
-    return tuple(sorted(found, key=lambda case: list(models).index(case.precision)))
+    return tuple(sorted(found, key=lambda case: list(paths).index(case.precision)))
 
 
 def _save(model: ir.Model, bundle: Path, precision: str, cpu: CpuKind | None, details: dict[str, Any]) -> ModelFile:
