@@ -53,8 +53,9 @@ def prepare(shape: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
     Returns:
         Paths for the worker, and the interpreter of each engine.
     """
-    from mlm_infer.bundle import TORCHSCRIPT, read_manifest
     from mlm_infer.export import Budget, export_bundle
+
+    from mlm_infer.bundle import TORCHSCRIPT, read_manifest
 
     models = work / shape
     names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")

@@ -31,12 +31,20 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pip(python: Path, *arguments: str) -> None:
     """Run pip in the environment."""
-    subprocess.run([python, "-m", "pip", "-q", *arguments], check=True, cwd="/")
+    subprocess.run([str(python), "-m", "pip", "-q", *arguments], check=True, cwd="/")
 
 
 def fill(python: Path, bundle: Path, device: str, libraries: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Fill a mask on a device with the command."""
-    command = [python.with_name("mlm-fill"), "--model", bundle, "A [MASK] film.", "--device", device, "--json"]
+    command = [
+        str(python.with_name("mlm-fill")),
+        "--model",
+        str(bundle),
+        "A [MASK] film.",
+        "--device",
+        device,
+        "--json",
+    ]
     environment = os.environ | ({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment)
 
@@ -56,7 +64,7 @@ def test_no_driver(python: Path, bundles: dict[str, Path]) -> None:
 
 def test_the_shipped_model_needs_no_gpu(python: Path) -> None:
     """int8 alone: nothing to try on CUDA, so nothing to say."""
-    command = [python.with_name("mlm-fill"), "A [MASK] film.", "--json"]
+    command = [str(python.with_name("mlm-fill")), "A [MASK] film.", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -220,7 +220,7 @@ def test_model_that_cannot_be_traced(tiny: dict[str, Path], tmp_path: Path, monk
 
     forward = BertForMaskedLM.forward
     monkeypatch.setattr(
-        BertForMaskedLM, "forward", lambda *a, **k: no_tensor() if torch.jit.is_tracing() else forward(*a, **k)
+        BertForMaskedLM, "forward", lambda *a, **k: no_tensor() if torch._C._get_tracing_state() else forward(*a, **k)
     )
     with pytest.raises(ExportError, match="torch could not trace this bert: cannot be traced here"):
         export_bundle(str(tiny["bert"]), tmp_path / "out", formats=["torchscript"])
@@ -237,7 +237,15 @@ def test_command(tiny: dict[str, Path], tmp_path: Path) -> None:
     )
     subprocess.run(command, capture_output=True, text=True, check=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mlm_infer.json", FILE, "tokenizer.json"]
-    fill = ["mlm-fill", "-m", tmp_path / "out", "A <mask> film.", "--backend", "torchscript", "--json"]
+    fill: list[str | Path] = [
+        "mlm-fill",
+        "-m",
+        tmp_path / "out",
+        "A <mask> film.",
+        "--backend",
+        "torchscript",
+        "--json",
+    ]
     done = subprocess.run(fill, capture_output=True, text=True, check=True)
     assert len(json.loads(done.stdout)["masks"][0]["predictions"]) == 5
     assert done.stderr == ""
