@@ -29,9 +29,9 @@ Fill = Callable[[Sequence[str]], object]
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(model: str | None, against: str | None, threads: int | None, singles: int, as_json: bool) -> None:
-    """Measure the bundle MODEL (without one, the small model of the package) in each precision it holds."""
+    """Measure each model of the bundle MODEL, on the CPU; without one, the small model of the package."""
     from mlm_infer import MaskFiller
-    from mlm_infer.bundle import read_manifest
+    from mlm_infer.bundle import TORCHSCRIPT, read_manifest
     from mlm_infer.cpu import available_cpus, cpu_name
 
     from .compare import bulk_texts, texts_of_length
@@ -46,12 +46,17 @@ def main(model: str | None, against: str | None, threads: int | None, singles: i
         bulk = bulk_texts(first.info.mask_token, _BULK)
     engines: dict[str, Fill] = {}
     figures: dict[str, dict[str, float]] = {}
-    for precision in read_manifest(folder).models:
+    for name in read_manifest(folder).models:
         started = time.perf_counter()
-        filler = MaskFiller(folder, precision=precision, threads=threads, device="cpu")
+        chosen = {"backend": "torchscript"} if name == TORCHSCRIPT else {"backend": "onnx", "precision": name}
+        try:
+            filler = MaskFiller(folder, threads=threads, device="cpu", **chosen)
+        except DependencyError as error:
+            click.echo(f"{name} is left out: {error}", err=True)
+            continue
         filler.fill(bulk[0])
-        figures[precision] = {"load and first answer, s": time.perf_counter() - started}
-        engines[precision] = filler.fill_batch
+        figures[name] = {"load and first answer, s": time.perf_counter() - started}
+        engines[name] = filler.fill_batch
     if against:
         started = time.perf_counter()
         engines["pipeline"] = _pipeline(against, threads)

@@ -55,6 +55,8 @@ def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
     """
     from mlm_infer.export import Budget, export_bundle
 
+    from mlm_infer.bundle import TORCHSCRIPT, read_manifest
+
     models = work / Path(model).name
     names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")
     paths = {name: models / name for name in names}
@@ -65,8 +67,15 @@ def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
     else:
         paths["checkpoint"] = Path(model)
         budget = Budget()
-    if not paths["bundle"].exists():
-        export_bundle(str(paths["checkpoint"]), paths["bundle"], precisions=["fp32", "int8"], budget=budget)
+    if not paths["bundle"].exists() or TORCHSCRIPT not in read_manifest(paths["bundle"]).models:
+        export_bundle(
+            str(paths["checkpoint"]),
+            paths["bundle"],
+            precisions=["fp32", "int8"],
+            formats=["onnx", "torchscript"],
+            budget=budget,
+            overwrite=True,
+        )
     arguments = [str(paths["checkpoint"])]
     if any(engine.startswith("optimum") for engine in engines) and not paths["optimum_int8"].exists():
         _run(Path(sys.executable), _QUANTIZE, [*arguments, str(paths["optimum"]), str(paths["optimum_int8"])])

@@ -16,11 +16,11 @@ Fill = Callable[[list[str], int], list[list[int]]]
 """Texts with one mask each and a batch size, to the five best token ids of each."""
 
 
-def _ours(precision: str) -> Callable[[dict[str, str], int], Fill]:
+def _ours(precision: str, *, backend: str = "auto") -> Callable[[dict[str, str], int], Fill]:
     def load(paths: dict[str, str], threads: int) -> Fill:
         from mlm_infer import MaskFiller
 
-        filler = MaskFiller(paths["bundle"], precision=precision, threads=threads)
+        filler = MaskFiller(paths["bundle"], precision=precision, threads=threads, backend=backend)
 
         def fill(texts: list[str], batch: int) -> list[list[int]]:
             found: list[list[int]] = []
@@ -130,6 +130,7 @@ def _openvino(key: str) -> Callable[[dict[str, str], int], Fill]:
 ENGINES: dict[str, Callable[[dict[str, str], int], Fill]] = {
     "mlm-infer int8": _ours("int8"),
     "mlm-infer fp32": _ours("fp32"),
+    "mlm-infer TorchScript": _ours("fp32", backend="torchscript"),
     "transformers pipeline": _transformers,
     "torch, head at masks": _torch_rows,
     "TorchScript": _torchscript,

@@ -16,8 +16,23 @@ __all__ = ["main"]
 @click.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--quantize", is_flag=True, help="Add int8 for the CPU.")
-@click.option("--int8-only", is_flag=True, help="Write int8 and leave fp32 out.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Of the ONNX model: fp16 is for CUDA, int8 for the CPU; repeat it for more than one.  [default: fp32]",
+)
+@click.option("--quantize", is_flag=True, help="Add int8 to these.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["onnx", "torchscript"]),
+    default=["onnx"],
+    show_default=True,
+    help="torchscript serves with torch alone, in fp32; PyTorch calls it deprecated. Repeat it for both.",
+)
 @click.option(
     "--cpu",
     type=click.Choice(typing.get_args(CpuKind)),
@@ -26,7 +41,9 @@ __all__ = ["main"]
 @click.option(
     "--calibration-data", type=click.Path(path_type=Path), help="Text for int8, one text a line.  [default: built in]"
 )
-@click.option("--max-perplexity-increase", type=float, default=0.01, show_default=True, help="Most that int8 may cost.")
+@click.option(
+    "--max-perplexity-increase", type=float, default=0.01, show_default=True, help="Most that int8 or fp16 may cost."
+)
 @click.option("--min-agreement", type=float, default=0.96, show_default=True, help="Least share of equal best tokens.")
 @click.option("--strict", is_flag=True, help="Fail rather than leave layers in fp32 to meet these.")
 @click.option("--no-pass", "without", multiple=True, help="Leave a graph pass out: fusions, attention or rows.")
@@ -37,8 +54,9 @@ __all__ = ["main"]
 def main(
     model: str,
     output: Path,
+    precisions: tuple[str, ...],
     quantize: bool,
-    int8_only: bool,
+    formats: tuple[str, ...],
     cpu: CpuKind | None,
     calibration_data: Path | None,
     max_perplexity_increase: float,
@@ -54,16 +72,19 @@ def main(
     mlm-export distilbert/distilroberta-base out --quantize
     mlm-fill --model out "The Milky Way is a <mask> galaxy."
     """
-    if cpu is not None and not (quantize or int8_only):
+    chosen = dict.fromkeys((*(precisions or ("fp32",)), *(("int8",) if quantize else ())))
+    if cpu is not None and "int8" not in chosen:
         raise InputError("--cpu chooses the processor for int8; add --quantize")
-    precisions = ["int8"] if int8_only else ["fp32", "int8"] if quantize else ["fp32"]
+    if "onnx" not in formats and list(chosen) != ["fp32"]:
+        raise InputError(f"TorchScript is fp32, so {', '.join(chosen)} needs --format onnx as well")
 
     from . import Budget, export_bundle
 
     report = export_bundle(
         model,
         output,
-        precisions=precisions,
+        precisions=list(chosen),
+        formats=formats,
         cpu=cpu,
         budget=Budget(max_perplexity_increase, min_agreement, strict),
         calibration_data=calibration_data,

@@ -32,12 +32,12 @@ _EXTRA_SHARES = (0.06, 0.25)
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What int8 may cost, measured on text that calibration did not see.
+    """What int8, and fp16, may cost, measured on text that calibration did not see.
 
     Attributes:
         max_perplexity_increase: Relative to fp32: 0.01 is one percent.
         min_agreement: Share of masks with the same best token as fp32.
-        strict: Raise an error rather than leave layers in fp32.
+        strict: Raise an error rather than leave int8 layers in fp32; fp16 has none to leave.
     """
 
     max_perplexity_increase: float = 0.01

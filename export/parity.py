@@ -11,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mlm_infer.backend import Backend
+from mlm_infer.bundle import TORCHSCRIPT
+from mlm_infer.errors import ExportError
 from mlm_infer.samples import movie_reviews
-from mlm_infer.session import Session
 from mlm_infer.tables import format_table
 
 from .batches import Batch, feeds, sentence_batches, shape_batches
+from .int8 import Budget
 
-__all__ = ["SCORE_TOLERANCE", "Batch", "ParityCase", "ParityReport", "compare", "make_batches", "reference"]
+__all__ = ["Batch", "ParityCase", "ParityReport", "check_case", "compare", "make_batches", "reference"]
 
 SCORE_TOLERANCE = 1e-5
 """Largest difference of a probability that an fp32 export may have from PyTorch."""
@@ -34,7 +37,7 @@ class ParityCase:
     """One comparison with PyTorch.
 
     Attributes:
-        precision: `fp32` or `int8`.
+        precision: Name of the model in the bundle: `fp32`, `fp16`, `int8` or `torchscript`.
         case: What was run: texts and length of the batch, or `sentences`.
         masks: Masked positions compared.
         score_difference: Largest absolute difference of a probability, over the whole vocabulary.
@@ -135,14 +138,14 @@ def reference(model: PreTrainedModel, batch: Batch) -> NDArray[np.float32]:
 def compare(
     precision: str,
     case: str,
-    session: Session,
+    session: Backend,
     inputs: Sequence[str],
     pairs: Iterator[tuple[Batch, NDArray[np.float32]]],
 ) -> ParityCase:
     """Compare a session with PyTorch's log-probabilities.
 
     Args:
-        precision: Of the session, for the report.
+        precision: Name of the model, for the report.
         case: Name of the case, for the report.
         session: The exported model.
         inputs: Names of its encoder inputs.
@@ -177,3 +180,31 @@ def compare(
         perplexity=math.exp(loss / masks),
         reference_perplexity=math.exp(reference_loss / masks),
     )
+
+
+def check_case(case: ParityCase, budget: Budget) -> None:
+    """Refuse fp32 that differs from PyTorch, and fp16 that costs too much; int8 was held to its budget before.
+
+    Args:
+        case: What `compare` found.
+        budget: What fp16 may cost on the sentences.
+
+    Raises:
+        ExportError: The model is refused.
+    """
+    exact = case.score_difference <= SCORE_TOLERANCE and case.logprob_difference <= LOGPROB_TOLERANCE
+    if case.precision in ("fp32", TORCHSCRIPT) and not exact:
+        raise ExportError(
+            f"the exported {case.precision} model differs from PyTorch on {case.case}: "
+            f"scores by {case.score_difference:.1e} (at most {SCORE_TOLERANCE:.0e}), "
+            f"log-probabilities by {case.logprob_difference:.1e} (at most {LOGPROB_TOLERANCE:.0e}); "
+            "no bundle was written"
+        )
+    increase = case.perplexity / case.reference_perplexity - 1
+    near = increase <= budget.max_perplexity_increase and case.top1 >= budget.min_agreement
+    if case.precision == "fp16" and case.case == "sentences" and not near:
+        raise ExportError(
+            f"fp16 does not meet its budget: perplexity {increase:+.2%} (at most "
+            f"{budget.max_perplexity_increase:+.2%}), same best token {case.top1:.1%} (at least "
+            f"{budget.min_agreement:.1%}); allow more with --max-perplexity-increase and --min-agreement"
+        )

@@ -15,27 +15,23 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mlm_infer.bundle import MANIFEST, TOKENIZER, Manifest, ModelFile, hash_file
+from mlm_infer.backend import BACKENDS, backend_type
+from mlm_infer.bundle import MANIFEST, TOKENIZER, TORCHSCRIPT, Manifest, ModelFile, hash_file
 from mlm_infer.checkpoint import open_checkpoint
 from mlm_infer.cpu import CpuKind, cpu_kind
-from mlm_infer.errors import ExportError, InputError, ModelError, OutputExistsError
-from mlm_infer.session import Session
+from mlm_infer.errors import InputError, ModelError, OutputExistsError
 
 from .batches import Batch, shape_batches
+from .fp16 import rounded_as_on_gpu, to_fp16
 from .int8 import Budget, calibration_sentences, quantize_within
-from .parity import (
-    LOGPROB_TOLERANCE,
-    SCORE_TOLERANCE,
-    ParityCase,
-    ParityReport,
-    compare,
-    make_batches,
-    reference,
-)
+from .parity import ParityCase, ParityReport, check_case, compare, make_batches, reference
 from .serving import PASSES, build_serving_graph
 from .to_onnx import max_length, optimum_export
+from .to_torchscript import TORCHSCRIPT_INPUTS, torchscript_export
 
 __all__ = ["export_bundle"]
+
+_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def export_bundle(
@@ -43,6 +39,7 @@ def export_bundle(
     output: str | os.PathLike[str],
     *,
     precisions: Sequence[str] = ("fp32",),
+    formats: Sequence[str] = ("onnx",),
     cpu: CpuKind | None = None,
     budget: Budget | None = None,
     calibration_data: str | os.PathLike[str] | None = None,
@@ -58,9 +55,10 @@ def export_bundle(
     Args:
         model: Hub id or folder of the checkpoint.
         output: Folder to write.
-        precisions: `fp32`, `int8` or both.
+        precisions: Of the ONNX models, one or more of `fp32`, `fp16` (for CUDA) and `int8` (for the CPU).
+        formats: `onnx`, `torchscript` (in fp32; PyTorch calls it deprecated) or both in one bundle.
         cpu: Kind of processor to make int8 for; None takes this machine's.
-        budget: What int8 may cost; None takes the defaults of `Budget`.
+        budget: What int8 and fp16 may cost; None takes the defaults of `Budget`.
         calibration_data: UTF-8 text for int8, one text a line; None takes the built-in movie reviews.
         without_passes: Graph passes to leave out, among `fusions`, `attention` and `rows`.
         overwrite: Replace an output folder that exists, once the new one is complete.
@@ -73,15 +71,16 @@ def export_bundle(
         OutputExistsError: The output folder exists and `overwrite` is false.
         ModelError: The checkpoint is no masked language model, its head has no weights, or its
             architecture cannot be exported.
-        ExportError: The fp32 answers differ from PyTorch's by more than 1e-5 in a probability, or int8 cannot
-            meet its budget.
+        ExportError: The fp32 answers differ from PyTorch's by more than 1e-5 in a probability, or int8 or fp16
+            cannot meet the budget.
         DataError: The calibration text cannot be read or is too short.
-        InputError: A precision is not known.
+        InputError: A precision or format is not known, or TorchScript alone is asked for in another than fp32.
     """
     step = on_step or (lambda _text: None)
-    unknown = [each for each in precisions if each not in ("fp32", "int8")]
-    if unknown or not precisions:
-        raise InputError(f"precisions is {tuple(precisions)!r}; it must hold 'fp32', 'int8' or both")
+    _check_choice("precisions", precisions, _PRECISIONS)
+    _check_choice("formats", formats, BACKENDS)
+    if "onnx" not in formats and set(precisions) != {"fp32"}:
+        raise InputError(f"precisions is {tuple(precisions)!r}, but TorchScript is fp32; add the format 'onnx'")
     strange = [each for each in without_passes if each not in PASSES]
     if strange:
         raise InputError(f"there is no graph pass {strange[0]!r}; the passes are {', '.join(PASSES)}")
@@ -104,13 +103,23 @@ def export_bundle(
     with _workplace(target) as work:
         bundle = work / "bundle"
         bundle.mkdir()
-        step("exporting through Optimum")
-        exported = optimum_export(loaded, work / "optimum")
-        step("building the serving graph")
         longest = max_length(loaded, tokenizer.model_max_length)
-        probe = dict(shape_batches(tokenizer, sentences, min(longest, 32)))
-        serving = build_serving_graph(exported, _vocabulary(loaded), _mixed(probe), without=without_passes)
-        models = {"fp32": _save(serving.model, bundle, "fp32", None, serving.details())}
+        mixed = _mixed(dict(shape_batches(tokenizer, sentences, min(longest, 32))))
+        inputs: tuple[str, ...] = TORCHSCRIPT_INPUTS
+        models: dict[str, ModelFile] = {}
+        if "onnx" in formats:
+            step("exporting through Optimum")
+            exported = optimum_export(loaded, work / "optimum")
+            step("building the serving graph")
+            serving = build_serving_graph(exported, _vocabulary(loaded), mixed, without=without_passes)
+            inputs = serving.inputs
+            models["fp32"] = _save(serving.model, bundle, "fp32", None, serving.details())
+        if "fp16" in precisions:
+            step("converting to fp16")
+            half = to_fp16(serving.model)
+            models["fp16"] = _save(half, bundle, "fp16", None, serving.details())
+            (work / "rounded").mkdir()
+            _save(rounded_as_on_gpu(half), work / "rounded", "fp16", None, {})
         if "int8" in precisions:
             kind = cpu or cpu_kind()
             step(f"quantizing to int8 for {kind}")
@@ -120,12 +129,16 @@ def export_bundle(
             )
             step(int8.summary())
             models["int8"] = _save(small, bundle, "int8", kind, serving.details() | int8.to_dict())
+        if "torchscript" in formats:
+            step("tracing for TorchScript")
+            models[TORCHSCRIPT] = ModelFile("model.torchscript.pt")
+            torchscript_export(loaded, mixed, bundle / models[TORCHSCRIPT].file)
         step("comparing with PyTorch")
-        cases = _parity(loaded, tokenizer, longest, bundle, models, serving.inputs)
-        for precision in set(models) - set(precisions):
-            unwanted = models.pop(precision)
-            (bundle / unwanted.file).unlink()
-            (bundle / unwanted.weights).unlink()
+        paths = {name: (work / "rounded" if name == "fp16" else bundle) / each.file for name, each in models.items()}
+        cases = _parity(loaded, tokenizer, longest, paths, inputs, budget or Budget())
+        for precision in set(models) - {*precisions, TORCHSCRIPT}:
+            for name in _files(models.pop(precision)):
+                (bundle / name).unlink()
         cases = tuple(case for case in cases if case.precision in models)
         _save_tokenizer(tokenizer, bundle / TOKENIZER)
         manifest = Manifest(
@@ -137,15 +150,14 @@ def export_bundle(
             vocab_size=_vocabulary(loaded),
             max_length=longest,
             clean_up_spaces=bool(tokenizer.clean_up_tokenization_spaces),
-            inputs=serving.inputs,
+            inputs=inputs,
             models=models,
             parity={},
             files={path.name: hash_file(path) for path in sorted(bundle.iterdir())},
             created_with=_versions(),
         )
         sizes = {
-            precision: manifest.files[each.file].bytes + manifest.files[each.weights].bytes
-            for precision, each in models.items()
+            precision: sum(manifest.files[name].bytes for name in _files(each)) for precision, each in models.items()
         }
         report = ParityReport(cases, sizes, target)
         manifest.parity.update(report.to_dict())
@@ -198,25 +210,21 @@ def _parity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     longest: int,
-    bundle: Path,
-    models: dict[str, ModelFile],
+    paths: dict[str, Path],
     inputs: Sequence[str],
+    budget: Budget,
 ) -> tuple[ParityCase, ...]:
-    sessions = {precision: Session(bundle / each.file, kind="cpu") for precision, each in models.items()}
+    sessions = {
+        name: backend_type("torchscript" if name == TORCHSCRIPT else "onnx")(path, kind="cpu")
+        for name, path in paths.items()
+    }
     found: list[ParityCase] = []
     for name, batches in make_batches(tokenizer, longest).items():
         pairs = [(batch, reference(model, batch)) for batch in batches]
         found.extend(compare(precision, name, session, inputs, iter(pairs)) for precision, session in sessions.items())
     for case in found:
-        if case.precision == "fp32" and not (
-            case.score_difference <= SCORE_TOLERANCE and case.logprob_difference <= LOGPROB_TOLERANCE
-        ):
-            raise ExportError(
-                f"the exported fp32 model differs from PyTorch on {case.case}: scores by {case.score_difference:.1e} "
-                f"(at most {SCORE_TOLERANCE:.0e}), log-probabilities by {case.logprob_difference:.1e} "
-                f"(at most {LOGPROB_TOLERANCE:.0e}); no bundle was written"
-            )
-    return tuple(sorted(found, key=lambda case: list(models).index(case.precision)))
+        check_case(case, budget)
+    return tuple(sorted(found, key=lambda case: list(paths).index(case.precision)))
 
 
 def _save(model: ir.Model, bundle: Path, precision: str, cpu: CpuKind | None, details: dict[str, Any]) -> ModelFile:
@@ -224,6 +232,15 @@ def _save(model: ir.Model, bundle: Path, precision: str, cpu: CpuKind | None, de
     files = ModelFile(f"model.{precision}.onnx", f"model.{precision}.weights", cpu, details)
     ir.save(model, bundle / files.file, external_data=files.weights, size_threshold_bytes=1024)
     return files
+
+
+def _files(model: ModelFile) -> list[str]:
+    return [model.file] if model.weights is None else [model.file, model.weights]
+
+
+def _check_choice(name: str, found: Sequence[str], known: Sequence[str]) -> None:
+    if isinstance(found, str) or not found or not set(found) <= set(known):
+        raise InputError(f"{name} is {found!r}; it must hold one or more of {', '.join(map(repr, known))}")
 
 
 def _mixed(batches: dict[str, Batch]) -> Batch:

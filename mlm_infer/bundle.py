@@ -10,9 +10,11 @@ from typing import Any
 from .errors import BundleError
 
 __all__ = [
+    "HOST_INPUTS",
     "MANIFEST",
     "SCHEMA",
     "TOKENIZER",
+    "TORCHSCRIPT",
     "Manifest",
     "ModelFile",
     "StoredFile",
@@ -22,6 +24,12 @@ __all__ = [
 
 MANIFEST = "mlm_infer.json"
 TOKENIZER = "tokenizer.json"
+TORCHSCRIPT = "torchscript"
+"""Name among a bundle's models of the one that torch runs; the others are precisions that ONNX Runtime runs."""
+
+HOST_INPUTS = ("k",)
+"""Inputs of a model that are read on the host, whatever the device."""
+
 SCHEMA = 1
 
 
@@ -39,13 +47,14 @@ class ModelFile:
 
     Attributes:
         file: File name of the graph in the bundle.
-        weights: File name of its weights, which ONNX Runtime maps into memory rather than copies.
+        weights: File name of its weights, which ONNX Runtime maps into memory rather than copies; None for a
+            file that holds them itself.
         cpu: Kind of processor that an int8 file was made for; None for a file that fits all.
         details: How it was made: passes, quantization, versions of the tools.
     """
 
     file: str
-    weights: str
+    weights: str | None = None
     cpu: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -64,7 +73,7 @@ class Manifest:
         max_length: Most tokens a text may have, special tokens included.
         clean_up_spaces: Whether decoding joins punctuation to the word before it, as the tokenizer asks.
         inputs: Names of the encoder's inputs, among `input_ids`, `attention_mask`, `token_type_ids`.
-        models: Model file by precision: `fp32`, `int8`.
+        models: Model file by precision, `fp32`, `fp16` or `int8`, or `torchscript`, which is fp32.
         parity: How far each precision is from PyTorch, as the export measured it.
         files: Size and sha256 of every file but the manifest.
         created_with: Versions of the packages that made the bundle.

@@ -38,7 +38,8 @@ _CHUNK = 256
 @click.option("--top-k", "-k", default=5, show_default=True, help="Predictions a mask.")
 @click.option("--targets", "-t", multiple=True, help="Word to choose among; repeat it, or separate with commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", default="auto", show_default=True, help="auto, fp32 or int8.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8.")
+@click.option("--backend", default="auto", show_default=True, help="auto, onnx or torchscript.")
 @click.option("--threads", type=int, help="Threads of one run.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
 @click.version_option(package_name="mlm-infer")
@@ -51,6 +52,7 @@ def main(
     targets: tuple[str, ...],
     device: str,
     precision: str,
+    backend: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -65,7 +67,7 @@ def main(
     from .filler import MaskFiller
 
     words = [word for target in targets for word in target.split(",")]
-    filler = MaskFiller(model, device=device, precision=precision, threads=threads)
+    filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
     lines = _lines(texts, paths)
     # A bar is of use only to a person who does not see the answers scroll by.
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()

@@ -8,20 +8,19 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
-from .bundle import TOKENIZER, Manifest, read_manifest
-from .cpu import cpu_kind
+from .backend import Backend, open_model
+from .bundle import TOKENIZER, TORCHSCRIPT, read_manifest
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
-from .errors import BundleError, DeviceError, InputError
+from .errors import BundleError, InputError
 from .filling import Choice, OnError, answer_as_pipeline, check_top_k, fill_stream, fill_texts
 from .infill import Order, expand_spans, infill_text
 from .predict import Predictor
 from .ranking import Others, rank_candidates
 from .results import FillResult, Infilling, RankResult, ScoreResult
 from .scoring import ScoreMethod, score_texts
-from .session import Session, resolve_device
 from .vocabulary import Restriction
 
 __all__ = ["FillerInfo", "MaskFiller"]
@@ -39,8 +38,9 @@ class FillerInfo:
         path: The bundle.
         source: The checkpoint that was exported.
         architecture: Its `model_type`.
-        precision: `fp32` or `int8`.
-        provider: ONNX Runtime's execution provider.
+        backend: `onnx` or `torchscript`.
+        precision: `fp32`, `fp16` or `int8`.
+        provider: ONNX Runtime's execution provider, or TorchScript and its device.
         mask_token: The mask as this model spells it; `[MASK]` and `<mask>` are taken as well.
         max_length: Most tokens a text may have.
         vocab_size: Tokens to choose from.
@@ -49,6 +49,7 @@ class FillerInfo:
     path: Path
     source: str
     architecture: str
+    backend: str
     precision: str
     provider: str
     mask_token: str
@@ -64,14 +65,16 @@ class MaskFiller:
     Args:
         model: Folder of a bundle; None opens the small English model that ships with the package.
         device: `auto` (CUDA if it works, else the CPU), `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` (the fastest the bundle holds for the device), `fp32` or `int8`.
-        threads: Threads of one run; None takes all the processors this process may use.
+        precision: `auto` (the fastest the bundle holds for the device), `fp32`, `fp16` or `int8`.
+        threads: Threads of one run; None takes all the processors this process may use. With torchscript it is
+            the number of the whole process, and None leaves it as it is.
+        backend: `auto` (ONNX Runtime where the bundle holds an ONNX model), `onnx` or `torchscript`.
 
     Raises:
-        InputError: An argument is out of its range, or the bundle lacks that precision.
+        InputError: An argument is out of its range, or the bundle lacks that precision or backend.
         BundleError: The bundle is missing, incomplete or damaged.
         DeviceError: The device cannot be used.
-        DependencyError: ONNX Runtime is not installed.
+        DependencyError: What runs the model, ONNX Runtime or torch, is not installed.
     """
 
     def __init__(
@@ -81,34 +84,32 @@ class MaskFiller:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        backend: str = "auto",
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all")
         folder = Path(model).expanduser().absolute() if model is not None else _shipped_model()
         manifest = read_manifest(folder)
-        kind, number = resolve_device(device)
-        chosen = _choose_precision(manifest, precision, kind, folder)
         encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
-        files = manifest.models[chosen]
-        manifest.check_file(folder, files.weights)
-        graph = manifest.check_file(folder, files.file)
 
-        def open_session() -> Session:
-            return Session(graph, kind=kind, number=number, fall_back=device == "auto", threads=threads)
+        def open_chosen() -> tuple[str, Backend]:
+            return open_model(manifest, folder, backend=backend, device=device, precision=precision, threads=threads)
 
-        predictor = Predictor(open_session, manifest)
+        chosen, session = open_chosen()
+        predictor = Predictor(session, lambda: open_chosen()[1], manifest)
         self.engine = Engine(encoder, predictor, manifest)
         self.info = FillerInfo(
             path=folder,
             source=str(manifest.source.get("model", "")),
             architecture=manifest.architecture,
-            precision=chosen,
-            provider=predictor.session.provider,
+            backend="torchscript" if chosen == TORCHSCRIPT else "onnx",
+            precision="fp32" if chosen == TORCHSCRIPT else chosen,
+            provider=session.provider,
             mask_token=manifest.mask_token,
             max_length=manifest.max_length,
             vocab_size=manifest.vocab_size,
         )
-        self._arguments = (folder if model is not None else None, device, precision, threads)
+        self._arguments = (folder if model is not None else None, device, precision, threads, backend)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle where the model is and how it was opened; another process opens it for itself."""
@@ -129,7 +130,9 @@ class MaskFiller:
 
     def close(self) -> None:
         """Give the model's memory back; calls after this raise InputError."""
-        self.__dict__.pop("engine", None)
+        engine = self.__dict__.pop("engine", None)
+        if engine is not None:
+            engine.predictor.close()
 
     def __getattr__(self, name: str) -> Any:
         if name == "engine":
@@ -456,8 +459,10 @@ def _lists_of_words(candidates: object, masks: int) -> list[Sequence[str]]:
     return list(candidates)
 
 
-def _reopen(model: str | PathLike[str] | None, device: str, precision: str, threads: int | None) -> MaskFiller:
-    return MaskFiller(model, device=device, precision=precision, threads=threads)
+def _reopen(
+    model: str | PathLike[str] | None, device: str, precision: str, threads: int | None, backend: str
+) -> MaskFiller:
+    return MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
 
 
 def _shipped_model() -> Path:
@@ -465,26 +470,3 @@ def _shipped_model() -> Path:
     if not folder.is_dir():
         raise BundleError("this installation lacks the small model; install it again, or name a bundle")
     return folder
-
-
-def _choose_precision(manifest: Manifest, precision: str, kind: str, folder: Path) -> str:
-    held = ", ".join(manifest.models)
-    if precision != "auto":
-        if precision not in manifest.models:
-            raise InputError(f"precision is {precision!r}, but {folder} holds {held}; export it again, or take 'auto'")
-        if precision == "int8" and kind == "cuda":
-            raise DeviceError("int8 bundles are made for the CPU; take precision='fp32' with device='cuda'")
-        return precision
-    order: tuple[Literal["fp32", "int8"], ...] = ("fp32",) if kind == "cuda" else ("int8", "fp32")
-    found = next((each for each in order if each in manifest.models), None)
-    if found is None:
-        raise DeviceError(f"{folder} holds {held}, nothing for {kind}; take device='cpu', or export it again with fp32")
-    made_for = manifest.models[found].cpu
-    if made_for in ("avx512_vnni", "arm64") and cpu_kind() in ("avx2", "avx512"):
-        logger.warning(
-            "%s holds 8-bit weights for %s, whose products overflow on %s: export it again here",
-            folder,
-            made_for,
-            cpu_kind(),
-        )
-    return found

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .backend import Backend
 from .bundle import Manifest
 
-__all__ = ["TOKEN_BUDGET", "Answer", "Backend", "Predictor", "Query", "Tokens", "best_of"]
+__all__ = ["TOKEN_BUDGET", "Answer", "Predictor", "Query", "Tokens", "best_of"]
 
 Answer = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Token ids and their log-probabilities for one mask, best first."""
@@ -41,38 +42,34 @@ class Query:
     positions: Sequence[int]
 
 
-class Backend(Protocol):
-    """Runs the serving graph."""
-
-    provider: str
-
-    def run(self, outputs: Sequence[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return the outputs in the order asked for."""
-
-
 class Predictor:
     """Asks a model about masks. Safe to share between threads if its session is.
 
     Args:
-        open_session: Opens what runs the serving graph; called at once, and again in a process that was forked.
+        session: Runs the serving graph.
+        open_again: Opens it once more, in a process that was forked.
         manifest: Says what the graph takes.
     """
 
-    def __init__(self, open_session: Callable[[], Backend], manifest: Manifest) -> None:
-        self._open_session = open_session
-        self._opened = (os.getpid(), open_session())
+    def __init__(self, session: Backend, open_again: Callable[[], Backend], manifest: Manifest) -> None:
+        self._opened = (os.getpid(), session)
+        self._open_again = open_again
         self._manifest = manifest
 
-    @property
-    def session(self) -> Backend:
-        """The session of this process: its threads do not come along over a fork."""
+    def _session(self) -> Backend:
+        """Return the session of this process: the threads of the parent's do not come along over a fork."""
         process, session = self._opened
         if process == os.getpid():
             return session
-        # The one of the parent is kept: to end it would be to wait for threads that are not here.
+        # The parent's is kept: to end it would be to wait for threads that are not here.
         self._inherited = session
-        self._opened = (os.getpid(), self._open_session())
+        self._opened = (os.getpid(), self._open_again())
         return self._opened[1]
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        if self._opened[0] == os.getpid():
+            self._opened[1].close()
 
     def top(self, queries: Sequence[Tokens], k: int) -> list[list[Answer]]:
         """Return for each query and mask its k best tokens."""
@@ -80,7 +77,7 @@ class Predictor:
         for batch in _batches(queries):
             feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([k], np.int64)}
             feeds["candidates"] = np.empty((len(feeds["mask_rows"]), 0), np.int64)
-            ids, logprobs = self.session.run(["top_ids", "top_logprobs"], feeds)
+            ids, logprobs = self._session().run(["top_ids", "top_logprobs"], feeds)
             rows = zip(ids, logprobs, strict=True)
             for row in batch:
                 answers[row] = [next(rows) for _ in queries[row].positions]
@@ -103,7 +100,7 @@ class Predictor:
             feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([0], np.int64)}
             wanted = [ids for row in batch for ids in candidates[row]]
             feeds["candidates"] = _stack(wanted)
-            (found,) = self.session.run(["candidate_logprobs"], feeds)
+            (found,) = self._session().run(["candidate_logprobs"], feeds)
             rows = iter([logprobs[: len(ids)] for logprobs, ids in zip(found, wanted, strict=True)])
             for row in batch:
                 answers[row] = [next(rows) for _ in candidates[row]]

@@ -1,7 +1,11 @@
-"""One ONNX Runtime session: the device that was asked for, or an error."""
+"""The ONNX Runtime backend: one session on the device that was asked for, or an error."""
 
+import contextlib
+import ctypes
 import importlib.metadata
-import logging
+import io
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .binding import BoundRuns
 from .cpu import available_cpus
-from .errors import BundleError, DependencyError, DeviceError, InputError
+from .errors import BundleError, DependencyError, DeviceError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["Session", "resolve_device"]
+__all__ = ["Session"]
 
-logger = logging.getLogger(__name__)
+_CUDA_OPTIONS = {
+    # fp32 is to mean fp32: the rounding of TF32 would show in the scores, and who wants speed takes fp16.
+    "use_tf32": "0",
+    # Texts come in all lengths; the default doubles the pool of memory each time that it grows.
+    "arena_extend_strategy": "kSameAsRequested",
+}
 
 
 def _onnxruntime() -> Any:
@@ -30,59 +40,22 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def resolve_device(device: str) -> tuple[str, int]:
-    """Return the kind (`cpu` or `cuda`) and the number of the device to use.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        InputError: It is none of these.
-        DeviceError: CUDA was asked for and this ONNX Runtime was built without it.
-    """
-    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
-        raise InputError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    has_cuda = "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
-    if kind == "cuda" and not has_cuda:
-        raise DeviceError(f"device is {device!r}, but {_why_no_cuda()}")
-    if kind == "auto":
-        kind = "cuda" if has_cuda else "cpu"
-    return kind, int(number or 0)
-
-
-def _why_no_cuda() -> str:
-    installed = {
-        each.name.lower() for each in importlib.metadata.distributions() if each.name.startswith("onnxruntime")
-    }
-    if {"onnxruntime", "onnxruntime-gpu"} <= installed:
-        return (
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
-            "pip uninstall both, then pip install 'mlm-infer[gpu]'"
-        )
-    return (
-        "the installed onnxruntime is built for the CPU; pip uninstall onnxruntime, then pip install 'mlm-infer[gpu]'"
-    )
-
-
 class Session:
     """Runs one model file. Safe to share between threads.
 
     Args:
         path: The model file.
-        kind: `cpu` or `cuda`, as `resolve_device` gives it.
+        kind: `cpu` or `cuda`.
         number: Which CUDA device.
-        fall_back: Use the CPU, with one line in the log, where CUDA cannot be started.
         threads: Threads of one run; None takes all the processors this process may use.
 
     Raises:
-        DeviceError: CUDA cannot be started and `fall_back` is false.
+        DependencyError: ONNX Runtime is not installed.
+        DeviceError: CUDA cannot be started.
         BundleError: ONNX Runtime cannot load the file.
     """
 
-    def __init__(
-        self, path: Path, *, kind: str, number: int = 0, fall_back: bool = False, threads: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
@@ -90,32 +63,51 @@ class Session:
         # Threads wait for each other awake while a run lasts, and sleep between runs: ONNX Runtime's own default
         # would burn the cores of an idle server.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if kind == "cpu":
-            # The export has fused what pays here; ONNX Runtime would fuse on, to nodes that are slower on a CPU.
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         # A memory plan is kept for each shape of input, and texts come in all lengths: it would grow on and on.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
-        if kind == "cuda" and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        providers: list[Any] = [("CUDAExecutionProvider", {"device_id": number})] if kind == "cuda" else []
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if kind == "cpu":
+            # The export has fused what pays here; ONNX Runtime would fuse on, to nodes that are slower on a CPU.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        else:
+            _preload_cuda(onnxruntime, number)
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(number)} | _CUDA_OPTIONS))
         try:
+            # Without its own fallback, which would print to stdout and take the CPU.
             self._session: InferenceSession = onnxruntime.InferenceSession(
-                str(path), options, providers=[*providers, "CPUExecutionProvider"]
+                str(path), options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             reason = str(error).strip().splitlines()[0]
+            failure = re.search(r"CU\w+ failure[^;]*", str(error))
+            if failure is not None:
+                raise DeviceError(_cannot_start(number, failure[0].strip())) from error
             raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error
         self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         if kind == "cuda" and self.provider != "CUDAExecutionProvider":
-            # ONNX Runtime lists what it was built with, and quietly takes the CPU where that cannot start.
-            if not fall_back:
-                raise DeviceError(
-                    f"device is 'cuda:{number}', but ONNX Runtime could not start CUDA there (no such GPU, or its "
-                    "driver, CUDA or cuDNN libraries are missing); see nvidia-smi, or take device='cpu'"
-                )
-            logger.warning("CUDA cannot be started here; filling masks on the CPU")
+            # It also takes the CPU where libraries are missing, and says on stderr which.
+            raise DeviceError(_cannot_start(number, "its CUDA or cuDNN libraries are missing"))
+        self._bound = BoundRuns(self._session, "cuda", number) if kind == "cuda" else None
+
+    @staticmethod
+    def why_no_cuda() -> str | None:
+        """Return why CUDA cannot be tried; None where ONNX Runtime was built with it."""
+        if "CUDAExecutionProvider" in _onnxruntime().get_available_providers():
+            return None
+        installed = {
+            each.name.lower() for each in importlib.metadata.distributions() if each.name.startswith("onnxruntime")
+        }
+        if {"onnxruntime", "onnxruntime-gpu"} <= installed:
+            return (
+                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+                "pip uninstall both, then pip install 'mlm-infer[gpu]'"
+            )
+        return (
+            "the installed onnxruntime is built for the CPU; "
+            "pip uninstall onnxruntime, then pip install 'mlm-infer[gpu]'"
+        )
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run the model.
@@ -127,4 +119,27 @@ class Session:
         Returns:
             The outputs in the order asked for.
         """
+        if self._bound is not None:
+            return self._bound.run(outputs, feeds)
         return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        del self._session, self._bound
+
+
+def _preload_cuda(onnxruntime: Any, number: int) -> None:
+    """Load the driver, without which nothing else is worth a try, and CUDA and cuDNN where pip put them."""
+    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(driver)
+    except OSError as error:
+        raise DeviceError(_cannot_start(number, f"there is no NVIDIA driver: {error}")) from error
+    if hasattr(onnxruntime, "preload_dlls"):
+        # It prints what it does not find; what is needed of that shows when the session starts.
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
+def _cannot_start(number: int, reason: str) -> str:
+    return f"ONNX Runtime cannot start CUDA on 'cuda:{number}' ({reason}); see nvidia-smi, or take device='cpu'"

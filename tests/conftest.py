@@ -45,6 +45,17 @@ def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     return {name: folder / name for name in checkpoints}
 
 
+@pytest.fixture(scope="session")
+def torch_bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bundle with fp32, fp16 and TorchScript of every checkpoint."""
+    from mlm_infer.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("torch-bundles")
+    for name, checkpoint in checkpoints.items():
+        export_bundle(str(checkpoint), folder / name, precisions=["fp32", "fp16"], formats=["onnx", "torchscript"])
+    return {name: folder / name for name in checkpoints}
+
+
 @pytest.fixture
 def offline_pipeline() -> Iterator[Any]:
     """`transformers.pipeline("fill-mask")` on the CPU, quietly."""

@@ -1,0 +1,99 @@
+"""Half precision for GPUs: dense layers, fused attention and tables in fp16, the rest in fp32."""
+
+import numpy as np
+import onnx_ir as ir
+
+from .graph import add_constant, add_node, clean, constant_of
+
+__all__ = ["rounded_as_on_gpu", "to_fp16"]
+
+_PRODUCTS = frozenset(["Gemm", "MatMul", "MultiHeadAttention"])
+_ELEMENTWISE = frozenset(["Add", "BiasGelu", "FastGelu", "Gelu", "Mul", "QuickGelu", "Relu", "Tanh"])
+_MOVES = frozenset(["Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"])
+_PADDING_MASK = 4
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def to_fp16(model: ir.Model) -> ir.Model:
+    """Return a copy of a serving graph in half precision, its inputs and outputs as they were.
+
+    Dense layers and MultiHeadAttention, whose padding mask is integers, run in fp16, and with them what follows
+    them without meeting an fp32 value: biases, activations, moves; embedding tables are stored in it. Layer norms,
+    residual sums, masks and softmaxes of attention that was not fused, and all that follows the logits stay fp32.
+    So the mask's -3.4e38 never becomes a half, and the sum that runs through all layers cannot overflow.
+
+    Args:
+        model: The fp32 serving graph; left as it is.
+    """
+    small: ir.Model = ir.from_proto(ir.to_proto(model))
+    graph = small.graph
+    halves: set[ir.Value] = set()
+    casts: dict[ir.Value, ir.Value] = {}
+
+    def cast(value: ir.Value, before: ir.Node) -> ir.Value:
+        if value not in casts:
+            array = constant_of(value)
+            if array is not None:
+                half = np.clip(array, -_LARGEST, _LARGEST).astype(np.float16)
+                casts[value] = add_constant(graph, f"{value.name}_fp16", half)
+            else:
+                to = ir.DataType.FLOAT if value in halves else ir.DataType.FLOAT16
+                casts[value] = add_node(graph, "Cast", [value], {"to": to}, before=before)
+                casts[value].type = ir.TensorType(to)
+        return casts[value]
+
+    for node in list(graph):
+        in_half = _runs_in_half(node, halves)
+        for index, value in enumerate(node.inputs):
+            if value is None or (value in halves) == in_half:
+                continue
+            if value in halves or _is_float_constant(value) or (node.op_type in _PRODUCTS and index != _PADDING_MASK):
+                node.replace_input_with(index, cast(value, node))
+        if in_half:
+            halves.update(node.outputs)
+            for output in node.outputs:
+                output.type = ir.TensorType(ir.DataType.FLOAT16)
+    clean(small)
+    return small
+
+
+def rounded_as_on_gpu(model: ir.Model) -> ir.Model:
+    """Return a copy that rounds and overflows on the CPU as on a GPU, for comparisons.
+
+    A CPU computes halves in fp32, and ONNX Runtime leaves out the casts between two such nodes: of fp16 only the
+    rounding of the weights would be seen. A node between the casts keeps them apart.
+
+    Args:
+        model: What `to_fp16` returned; left as it is.
+    """
+    copy: ir.Model = ir.from_proto(ir.to_proto(model))
+    graph = copy.graph
+    axis = add_constant(graph, "rounding_axis", np.array([0]))
+    for node in list(graph):
+        for output in node.outputs:
+            if output.dtype == ir.DataType.FLOAT16:
+                users = list(output.uses())
+                apart = add_node(graph, "Unsqueeze", [output, axis])
+                rounded = add_node(graph, "Squeeze", [apart, axis])
+                for user in users:
+                    user.node.replace_input_with(user.idx, rounded)
+    clean(copy)
+    return copy
+
+
+def _runs_in_half(node: ir.Node, halves: set[ir.Value]) -> bool:
+    if any(output.is_graph_output() for output in node.outputs):
+        return False
+    if node.op_type in _PRODUCTS:
+        return True
+    if node.op_type in _MOVES:
+        data = node.inputs[0]
+        return data in halves or (node.op_type in ("Gather", "Transpose") and _is_float_constant(data))
+    computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+    return node.op_type in _ELEMENTWISE and bool(computed) and all(value in halves for value in computed)
+
+
+def _is_float_constant(value: ir.Value | None) -> bool:
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return False
+    return value.const_value.dtype == ir.DataType.FLOAT

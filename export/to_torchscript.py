@@ -1,0 +1,109 @@
+"""From a PyTorch checkpoint to the TorchScript file that serves, with the inputs and outputs of the serving graph."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from mlm_infer.errors import ExportError
+
+from .batches import Batch
+
+__all__ = ["TORCHSCRIPT_INPUTS", "torchscript_export"]
+
+TORCHSCRIPT_INPUTS = ("input_ids", "attention_mask")
+"""What the encoder takes; token types are zeros for every text, as they are when left out."""
+
+_TRACED_LENGTH = 17
+
+
+class _LogitsAtRows(torch.nn.Module):
+    """The model with its head at chosen rows of the last hidden state; to be traced."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        def keep_rows(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+            hidden = output[0]
+            chosen = hidden.reshape(-1, hidden.shape[-1])[rows].unsqueeze(0)
+            if isinstance(output, tuple):
+                return (chosen, *output[1:])
+            output.last_hidden_state = chosen
+            return output
+
+        handle = self.model.base_model.register_forward_hook(keep_rows)
+        try:
+            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+            return logits[0]
+        finally:
+            handle.remove()
+
+
+class _Serving(torch.nn.Module):
+    """The answers at chosen rows, by name; to be compiled, since `k` decides a shape."""
+
+    def __init__(self, logits_at_rows: torch.nn.Module) -> None:
+        super().__init__()
+        self.logits_at_rows = logits_at_rows
+
+    def forward(self, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        rows = feeds["mask_positions"].reshape(-1)[feeds["mask_rows"]]
+        logits = self.logits_at_rows(feeds["input_ids"], feeds["attention_mask"], rows)
+        normalizer = torch.logsumexp(logits, -1, keepdim=True)
+        top = torch.topk(logits, int(feeds["k"].item()), -1)
+        return {
+            "top_ids": top.indices,
+            "top_logprobs": top.values - normalizer,
+            "candidate_logprobs": torch.gather(logits, 1, feeds["candidates"]) - normalizer,
+            "logits": logits,
+            "log_normalizer": normalizer,
+        }
+
+
+@torch.no_grad()
+def torchscript_export(model: PreTrainedModel, batch: Batch, path: Path) -> None:
+    """Trace a model and write it with its weights.
+
+    Args:
+        model: A masked language model whose head follows `base_model`.
+        batch: Texts of several lengths: without padding and with an even length a trace may keep what is true of
+            that batch alone.
+        path: The file to write.
+
+    Raises:
+        ExportError: The model cannot be traced.
+    """
+    ids, mask = (torch.from_numpy(each[:, :_TRACED_LENGTH]) for each in (batch.input_ids, batch.attention_mask))
+    rows = torch.arange(len(ids)) * ids.shape[1] + 1
+    # Tracing asks for attributes that transformers then reports on.
+    transformers_logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        # Deprecation, and each number in the model's code that the trace keeps; parity tells whether it may.
+        warnings.simplefilter("ignore")
+        try:
+            traced = torch.jit.trace(_LogitsAtRows(model), (ids, mask, rows), check_trace=False)
+            for module in traced.modules():
+                # A list of layers, for one, has no graph of its own.
+                if module._c._has_method("forward"):
+                    _follow_device(module.graph)
+            torch.jit.save(torch.jit.script(_Serving(traced)), str(path))
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ExportError(f"torch could not trace this {model.config.model_type}: {reason[0]}") from error
+
+
+def _follow_device(graph: Any) -> None:
+    """Make what a trace creates on the device that it was made on be created on that of the first input."""
+    tensor = next((each for each in graph.inputs() if each.type().kind() == "TensorType"), None)
+    for node in graph.findAllNodes("prim::Constant"):
+        if node.output().type().kind() == "DeviceObjType" and tensor is not None:
+            device = graph.create("prim::device", [tensor], 1)
+            device.insertBefore(node)
+            device.output().setType(node.output().type())
+            node.output().replaceAllUsesWith(device.output())
+            node.destroy()

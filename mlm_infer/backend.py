@@ -1,0 +1,175 @@
+"""What runs a model: the interface that `MaskFiller` works with, and the choice of model, backend and device."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from .bundle import TORCHSCRIPT, Manifest
+from .cpu import cpu_kind
+from .errors import DeviceError, InputError
+
+__all__ = ["BACKENDS", "Backend", "BackendType", "open_model"]
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("onnx", "torchscript")
+"""What a bundle's models can be run with, the first by default: ONNX Runtime and torch."""
+
+_FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
+
+
+class Backend(Protocol):
+    """One model on one device. Safe to share between threads.
+
+    Attributes:
+        provider: What runs it and where, such as `CPUExecutionProvider`.
+    """
+
+    provider: str
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            outputs: Names of the outputs to fetch.
+            feeds: Input arrays by name; names that the model does not take are left out.
+
+        Returns:
+            The outputs in the order asked for.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the model's memory back; nothing can be run after this."""
+        ...
+
+
+class BackendType(Protocol):
+    """How a backend is opened."""
+
+    def __call__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> Backend:
+        """Open a model file on the device `kind` (`cpu` or `cuda`) `number`.
+
+        Raises:
+            DependencyError: The package that runs it is not installed.
+            DeviceError: The device cannot be used.
+            BundleError: The file cannot be loaded.
+        """
+        ...
+
+    def why_no_cuda(self) -> str | None:
+        """Return why CUDA cannot be tried at all, and what to install; None where it can be."""
+        ...
+
+
+def backend_type(name: str) -> BackendType:
+    """Return what opens the models of a backend, without importing the other's packages."""
+    if name == "torchscript":
+        from .torchscript import TorchScript
+
+        return TorchScript
+    from .session import Session
+
+    return Session
+
+
+def open_model(
+    manifest: Manifest, folder: Path, *, backend: str, device: str, precision: str, threads: int | None
+) -> tuple[str, Backend]:
+    """Choose a model of a bundle and open it, after checking its files.
+
+    Args:
+        manifest: Of the bundle.
+        folder: The bundle.
+        backend: `auto` or one of `BACKENDS`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` or one that the bundle holds.
+        threads: Threads of one run, or None.
+
+    Returns:
+        The model's name in the manifest, and what runs it.
+
+    Raises:
+        InputError: An argument is none of these, or the bundle lacks what is asked for.
+        DeviceError: The device cannot be used, or not with this precision.
+        BundleError: A file is missing or damaged.
+        DependencyError: The package that runs the model is not installed.
+    """
+    kind, number = _parse_device(device)
+    name = _choose_backend(manifest, backend, folder)
+    opener = backend_type(name)
+    why_not = None if kind == "cpu" else opener.why_no_cuda()
+    if kind == "cuda" and why_not:
+        raise DeviceError(f"device is {device!r}, but {why_not}")
+    kinds = [kind] if kind != "auto" else ["cpu"] if why_not else ["cuda", "cpu"]
+    choices = [(each, found) for each in kinds if (found := _choose_model(manifest, name, precision, each, folder))]
+    if not choices:
+        raise DeviceError(
+            f"{folder} holds {', '.join(manifest.models)}, and int8 is made for the CPU: for CUDA export fp16 with "
+            "mlm-export MODEL OUT --precision fp16, or take device='cpu'"
+        )
+    for kind, chosen in choices[:-1]:
+        try:
+            return chosen, _open(manifest, folder, opener, chosen, kind, number, threads)
+        except DeviceError as error:
+            logger.warning("%s; filling masks on the CPU", error)
+    kind, chosen = choices[-1]
+    return chosen, _open(manifest, folder, opener, chosen, kind, number, threads)
+
+
+def _open(
+    manifest: Manifest, folder: Path, opener: BackendType, chosen: str, kind: str, number: int, threads: int | None
+) -> Backend:
+    files = manifest.models[chosen]
+    if files.weights is not None:
+        manifest.check_file(folder, files.weights)
+    model = opener(manifest.check_file(folder, files.file), kind=kind, number=number, threads=threads)
+    if files.cpu in ("avx512_vnni", "arm64") and cpu_kind() in ("avx2", "avx512"):
+        logger.warning(
+            "%s holds 8-bit weights for %s, whose products overflow on %s: export it again here",
+            folder,
+            files.cpu,
+            cpu_kind(),
+        )
+    if chosen == "fp16" and kind == "cpu":
+        logger.warning("fp16 is made for CUDA and is slower than fp32 on the CPU; export fp32 or int8 for it")
+    return model
+
+
+def _parse_device(device: str) -> tuple[str, int]:
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
+        raise InputError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    return kind, int(number or 0)
+
+
+def _choose_backend(manifest: Manifest, backend: str, folder: Path) -> str:
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"backend is {backend!r}; it must be 'auto', {' or '.join(map(repr, BACKENDS))}")
+    held = {"torchscript" if name == TORCHSCRIPT else "onnx" for name in manifest.models}
+    if backend == "auto":
+        return next((each for each in BACKENDS if each in held), BACKENDS[0])
+    if backend not in held:
+        raise InputError(
+            f"backend is {backend!r}, but {folder} holds no such model; write one with: "
+            f"mlm-export {manifest.source.get('model', 'MODEL')} OUT --format {backend}"
+        )
+    return backend
+
+
+def _choose_model(manifest: Manifest, backend: str, precision: str, kind: str, folder: Path) -> str | None:
+    """Return the name of the model to open, the fastest where the precision is left open; None if none suits."""
+    if backend == "torchscript":
+        if precision not in ("auto", "fp32"):
+            raise InputError(f"precision is {precision!r}, but TorchScript models are fp32; take 'auto'")
+        return TORCHSCRIPT
+    held = [name for name in manifest.models if name != TORCHSCRIPT]
+    if precision not in ("auto", *held):
+        raise InputError(
+            f"precision is {precision!r}, but {folder} holds {', '.join(held)}; export it again, or take 'auto'"
+        )
+    wanted = held if precision == "auto" else [precision]
+    return next((each for each in _FASTEST_FIRST[kind] if each in wanted), None)

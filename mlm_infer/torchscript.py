@@ -1,0 +1,91 @@
+"""The TorchScript backend: torch alone, neither transformers nor ONNX Runtime."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import HOST_INPUTS
+from .errors import BundleError, DependencyError, DeviceError
+
+__all__ = ["TorchScript"]
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise DependencyError(
+            "the torchscript backend needs torch; install it with: pip install 'mlm-infer[torchscript]'"
+        ) from error
+    return torch
+
+
+class TorchScript:
+    """Runs one TorchScript file. Safe to share between threads.
+
+    Args:
+        path: The model file.
+        kind: `cpu` or `cuda`.
+        number: Which CUDA device.
+        threads: Threads of one operation on the CPU. torch has one such number for the whole process, so this
+            sets it for everything else there too; None leaves it as it is.
+
+    Raises:
+        DependencyError: torch is not installed.
+        DeviceError: There is no such CUDA device.
+        BundleError: torch cannot load the file.
+    """
+
+    def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
+        torch = _torch()
+        if kind == "cuda" and number >= torch.cuda.device_count():
+            raise DeviceError(f"there is no 'cuda:{number}': torch sees {torch.cuda.device_count()} CUDA devices")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = torch.device("cuda", number) if kind == "cuda" else torch.device("cpu")
+        with warnings.catch_warnings():
+            # That PyTorch calls it deprecated is said where a model is exported to it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                self._module = torch.jit.load(str(path), map_location=self._device).eval()
+            except (RuntimeError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise BundleError(f"torch {torch.__version__} cannot load {path}: {reason}") from error
+        self.provider: str = f"TorchScript {self._device}"
+
+    @staticmethod
+    def why_no_cuda() -> str | None:
+        """Return why CUDA cannot be used; None where it can be."""
+        torch = _torch()
+        if torch.cuda.is_available():
+            return None
+        if torch.version.cuda is None:
+            return "the installed torch is built for the CPU; install one for CUDA, see https://pytorch.org"
+        return "torch finds no CUDA device; see nvidia-smi, or take device='cpu'"
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            outputs: Names of the outputs to fetch.
+            feeds: Input arrays by name.
+
+        Returns:
+            The outputs in the order asked for.
+        """
+        torch = _torch()
+        with torch.inference_mode():
+            inputs = {
+                name: torch.from_numpy(array) if name in HOST_INPUTS else torch.from_numpy(array).to(self._device)
+                for name, array in feeds.items()
+            }
+            found = self._module(inputs)
+            return [np.asarray(found[name].cpu()) for name in outputs]
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        del self._module
