@@ -31,8 +31,8 @@ Fill = Callable[[Sequence[str]], object]
 def main(model: str | None, against: str | None, threads: int | None, singles: int, as_json: bool) -> None:
     """Measure the bundle MODEL (without one, the small model of the package) in each precision it holds."""
     from mlm_infer import MaskFiller
-    from mlm_infer.bundle import read_manifest
     from mlm_infer.cpu import available_cpus, cpu_name
+    from mlm_infer.manifest import read_manifest
 
     from .compare import bulk_texts, texts_of_length
 

@@ -1,9 +1,11 @@
 """Exporting from the checkpoint to the bundle in its place."""
 
+import glob
 import importlib.metadata
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mlm_infer.bundle import MANIFEST, TOKENIZER, Manifest, ModelFile, hash_file
 from mlm_infer.checkpoint import open_checkpoint
 from mlm_infer.cpu import CpuKind, cpu_kind
-from mlm_infer.errors import ExportError, InputError, ModelError, OutputExistsError
+from mlm_infer.errors import ExportError, InputError, ModelError
+from mlm_infer.folders import check_output, move_into_place
+from mlm_infer.known_answers import record_answers
 from mlm_infer.session import Session
 
 from .batches import Batch, shape_batches
@@ -86,8 +90,7 @@ def export_bundle(
     if strange:
         raise InputError(f"there is no graph pass {strange[0]!r}; the passes are {', '.join(PASSES)}")
     target = Path(output).expanduser()
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target} exists; name another folder, or replace it with --force")
+    check_output(target, overwrite=overwrite)
 
     sentences = calibration_sentences(Path(calibration_data) if calibration_data is not None else None)
 
@@ -150,8 +153,9 @@ def export_bundle(
         report = ParityReport(cases, sizes, target)
         manifest.parity.update(report.to_dict())
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        record_answers(bundle)
         step(f"writing {target}")
-        _put(bundle, target, work)
+        move_into_place(bundle, target, overwrite=overwrite)
     return report
 
 
@@ -160,11 +164,10 @@ def _workplace(target: Path) -> Iterator[Path]:
     """Give a scratch folder beside the target, gone afterwards whatever happens; sweep what a kill left."""
     prefix = f".{target.name}.export-"
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f"{prefix}*"):
-        if not _alive(leftover.name.removeprefix(prefix)):
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _alive(leftover.name.removeprefix(prefix).partition("-")[0]):
             shutil.rmtree(leftover, ignore_errors=True)
-    work = target.with_name(f"{prefix}{os.getpid()}")
-    work.mkdir()
+    work = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
         yield work
     finally:
@@ -179,19 +182,6 @@ def _alive(pid: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _put(bundle: Path, target: Path, work: Path) -> None:
-    """Move a finished bundle to its place; an old one leaves only when the new one is ready."""
-    old = work / "old"
-    if target.exists():
-        target.rename(old)
-    try:
-        bundle.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
 
 
 def _parity(
@@ -254,7 +244,7 @@ def _source(model: str, loaded: PreTrainedModel) -> dict[str, Any]:
         {path.name: hash_file(path).sha256 for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
     )
     return {
-        "model": folder.name if folder.is_dir() else model,
+        "model": folder.resolve().name if folder.is_dir() else model,
         "revision": getattr(loaded.config, "_commit_hash", None),
         "weights_sha256": weights,
         "config": json.loads(loaded.config.to_json_string(use_diff=True)),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,11 @@ class TextEncoder:
             raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        if self._tokenizer.token_to_id(manifest.mask_token) != manifest.mask_id:
+            raise BundleError(
+                f"{path} knows {manifest.mask_token!r} as {self._tokenizer.token_to_id(manifest.mask_token)}, the "
+                f"manifest says {manifest.mask_id}; export the model again"
+            )
         self._manifest = manifest
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
         self._masks = re.compile("|".join(map(re.escape, spellings)))
@@ -77,11 +82,20 @@ class TextEncoder:
         own = self._manifest.mask_token
         plain = [self._masks.sub(lambda _match: own, text) for text in texts]
         # For one text, handing it to the tokenizer's threads takes longer than tokenizing it.
-        encodings = [self._tokenizer.encode(plain[0])] if len(plain) == 1 else self._tokenizer.encode_batch_fast(plain)
+        try:
+            one = len(plain) == 1
+            encodings = [self._tokenizer.encode(plain[0])] if one else self._tokenizer.encode_batch_fast(plain)
+        except TypeError as error:
+            row = next(row for row, text in enumerate(texts) if _broken(text))
+            raise InputError(f"{_name(row, texts)} {_BROKEN}: {texts[row]!r:.60}") from error
         return [self._encoded(row, texts, encodings[row].ids, spans[row]) for row in range(len(texts))]
 
     def count(self, text: str) -> int:
         """Return how many tokens a text has, special ones included."""
+        if not isinstance(text, str):
+            raise InputError(f"text is a {type(text).__name__}; give a string")
+        if _broken(text):
+            raise InputError(f"the text {_BROKEN}: {text!r:.60}")
         own = self._manifest.mask_token
         return len(self._tokenizer.encode(self._masks.sub(lambda _match: own, text)).ids)
 
@@ -169,8 +183,8 @@ class TextEncoder:
             InputError: A target is not one token of the vocabulary, or there is none.
         """
         found: dict[int, None] = {}
-        for target in targets:
-            if not isinstance(target, str) or not target.strip():
+        for target in _iterable(targets):
+            if not isinstance(target, str) or not target.strip() or _broken(target):
                 raise InputError(f"the target {target!r} is not a word; give strings such as 'good'")
             stripped = target.strip()
             names = [f"{self._marker}{stripped}", stripped, target]
@@ -196,9 +210,11 @@ class TextEncoder:
         """
         ids: dict[int, None] = {}
         replaced: dict[str, str | None] = {}
-        for target in targets:
+        for target in _iterable(targets):
             if not isinstance(target, str):
                 raise InputError(f"the target {target!r} is a {type(target).__name__}; give strings such as 'good'")
+            if _broken(target):
+                raise InputError(f"the target {target!r} {_BROKEN}")
             token_id = self._vocabulary.get(target)
             if token_id is None:
                 pieces = self._tokenizer.encode(target, add_special_tokens=False).ids
@@ -214,3 +230,21 @@ class TextEncoder:
 
 def _name(row: int, texts: Sequence[str]) -> str:
     return "the text" if len(texts) == 1 else f"text {row} of {len(texts)}"
+
+
+_BROKEN = "holds half a surrogate pair, which is no character; decode it with errors='replace'"
+
+
+def _broken(text: str) -> bool:
+    """Tell whether a string is no text: Python lets it hold surrogates, UTF-8 does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _iterable(targets: Iterable[str]) -> Iterable[str]:
+    if not isinstance(targets, Iterable):
+        raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words")
+    return targets

@@ -12,10 +12,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import TOKENIZER, Manifest, read_manifest
+from .bundle import TOKENIZER, Manifest
 from .cpu import cpu_kind
 from .encoding import EncodedText, TextEncoder
 from .errors import BundleError, DeviceError, InputError
+from .known_answers import check_answers
+from .manifest import read_manifest
+from .onnx_scan import check_graph
 from .results import FillResult, MaskResult, Prediction
 from .session import Session, resolve_device
 
@@ -27,6 +30,8 @@ TOKEN_BUDGET = 1024
 """Most tokens, padding included, that one run of the model takes, unless one text alone has more.
 
 More would not fit a processor's cache; fewer would leave the products small."""
+
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,12 @@ class MaskFiller:
         device: `auto` (CUDA if it works, else the CPU), `cpu`, `cuda` or `cuda:N`.
         precision: `auto` (the fastest the bundle holds for the device), `fp32` or `int8`.
         threads: Threads of one run; None takes all the processors this process may use.
+        self_test: Replay the known answers of the bundle, which tells whether this machine computes what the
+            exporting one did.
 
     Raises:
         InputError: An argument is out of its range, or the bundle lacks that precision.
-        BundleError: The bundle is missing, incomplete or damaged.
+        BundleError: The bundle is missing, incomplete or damaged, or its known answers do not come out.
         DeviceError: The device cannot be used.
         DependencyError: ONNX Runtime is not installed.
     """
@@ -77,18 +84,22 @@ class MaskFiller:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        self_test: bool = False,
     ) -> None:
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all")
-        folder = Path(model).expanduser() if model is not None else _shipped_model()
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= _MOST_THREADS):
+            raise InputError(f"threads is {threads!r}; it must be from 1 to {_MOST_THREADS}, or None for all")
+        folder = _folder(model) if model is not None else _shipped_model()
         self._manifest: Manifest = read_manifest(folder)
         kind, number = resolve_device(device)
         chosen = _choose_precision(self._manifest, precision, kind, folder)
         self._encoder = TextEncoder(self._manifest.check_file(folder, TOKENIZER), self._manifest)
         files = self._manifest.models[chosen]
         self._manifest.check_file(folder, files.weights)
+        graph = self._manifest.check_file(folder, files.file)
+        check_graph(graph, files.weights)
         self._session = Session(
-            self._manifest.check_file(folder, files.file),
+            graph,
             kind=kind,
             number=number,
             fall_back=device == "auto",
@@ -104,6 +115,8 @@ class MaskFiller:
             max_length=self._manifest.max_length,
             vocab_size=self._manifest.vocab_size,
         )
+        if self_test:
+            check_answers(self.info, self._manifest.known_answers.get(chosen, ()), self._logprobs_of)
 
     def __repr__(self) -> str:
         return (
@@ -228,6 +241,11 @@ class MaskFiller:
                 answers[row] = tuple(answer)
         return answers
 
+    def _logprobs_of(self, text: str, ids: list[int]) -> list[dict[int, float]]:
+        """Return for each mask of a text the log-probabilities of tokens by id."""
+        ((found, logprobs),) = self._predict(self._encoder.encode([text]), len(ids), ids)
+        return [dict(zip(*rows, strict=True)) for rows in zip(found.tolist(), logprobs.tolist(), strict=True)]
+
     def _run(
         self, texts: Sequence[EncodedText], top_k: int, target_ids: list[int] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -310,6 +328,15 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
+def _folder(model: str | PathLike[str]) -> Path:
+    if not isinstance(model, str | PathLike):
+        raise InputError(f"model is a {type(model).__name__}; give the folder of a bundle")
+    try:
+        return Path(model).expanduser()
+    except (RuntimeError, TypeError) as error:
+        raise BundleError(f"{model!r} names no folder: {error}") from error
+
+
 def _shipped_model() -> Path:
     folder = Path(str(resources.files("mlm_infer").joinpath("resources/english-small")))
     if not folder.is_dir():
@@ -320,7 +347,7 @@ def _shipped_model() -> Path:
 def _choose_precision(manifest: Manifest, precision: str, kind: str, folder: Path) -> str:
     held = ", ".join(manifest.models)
     if precision != "auto":
-        if precision not in manifest.models:
+        if not isinstance(precision, str) or precision not in manifest.models:
             raise InputError(f"precision is {precision!r}, but {folder} holds {held}; export it again, or take 'auto'")
         if precision == "int8" and kind == "cuda":
             raise DeviceError("int8 bundles are made for the CPU; take precision='fp32' with device='cuda'")
@@ -329,12 +356,16 @@ def _choose_precision(manifest: Manifest, precision: str, kind: str, folder: Pat
     found = next((each for each in order if each in manifest.models), None)
     if found is None:
         raise DeviceError(f"{folder} holds {held}, nothing for {kind}; take device='cpu', or export it again with fp32")
-    made_for = manifest.models[found].cpu
-    if made_for in ("avx512_vnni", "arm64") and cpu_kind() in ("avx2", "avx512"):
+    if not suits_this_cpu(manifest.models[found].cpu):
         logger.warning(
             "%s holds 8-bit weights for %s, whose products overflow on %s: export it again here",
             folder,
-            made_for,
+            manifest.models[found].cpu,
             cpu_kind(),
         )
     return found
+
+
+def suits_this_cpu(made_for: str | None) -> bool:
+    """Tell whether this processor multiplies bytes made for a kind of processor without overflow."""
+    return made_for not in ("avx512_vnni", "arm64") or cpu_kind() not in ("avx2", "avx512")

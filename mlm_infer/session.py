@@ -41,7 +41,7 @@ def resolve_device(device: str) -> tuple[str, int]:
         DeviceError: CUDA was asked for and this ONNX Runtime was built without it.
     """
     kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
         raise InputError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
     has_cuda = "CUDAExecutionProvider" in _onnxruntime().get_available_providers()
     if kind == "cuda" and not has_cuda:
@@ -106,6 +106,7 @@ class Session:
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             reason = str(error).strip().splitlines()[0]
             raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error
+        self._path = path
         self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         if kind == "cuda" and self.provider != "CUDAExecutionProvider":
@@ -126,5 +127,12 @@ class Session:
 
         Returns:
             The outputs in the order asked for.
+
+        Raises:
+            BundleError: ONNX Runtime cannot run the model.
         """
-        return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
+        try:
+            return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            reason = str(error).strip().splitlines()[0]
+            raise BundleError(f"ONNX Runtime cannot run {self._path}: {reason}") from error

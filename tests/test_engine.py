@@ -14,8 +14,8 @@ from mlm_infer.export.run_model import open_model
 from mlm_infer.export.weights import column_scales, round_columns, round_with_feedback
 
 from mlm_infer import DataError, ExportError, InputError, MaskFiller
-from mlm_infer.bundle import read_manifest
 from mlm_infer.cpu import _cgroup_quota
+from mlm_infer.manifest import read_manifest
 
 from .test_pipeline_parity import NAMES, masked_sentences
 

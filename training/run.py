@@ -1,5 +1,6 @@
 """Fine-tuning from the first evaluation to the saved model."""
 
+import json
 import logging
 import shutil
 import time
@@ -11,7 +12,8 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlm_infer.checkpoint import open_checkpoint
-from mlm_infer.errors import InputError, OutputExistsError
+from mlm_infer.errors import InputError
+from mlm_infer.folders import check_output, move_into_place
 
 from .blocks import freeze_masks, make_blocks, mask_collator
 from .config import TrainConfig
@@ -61,8 +63,7 @@ def fine_tune(
         InputError: A value of the configuration does not fit this model or machine.
     """
     output = config.output.expanduser()
-    if output.exists() and not overwrite:
-        raise OutputExistsError(f"{output} exists; name another folder, or replace it with --force")
+    check_output(output, overwrite=overwrite)
     work = work_folder(output)
     checkpoint = _last_checkpoint(work) if resume else None
     if work.exists() and not resume:
@@ -140,9 +141,7 @@ def fine_tune(
         shutil.rmtree(leftover)
     if config.push_to_hub:
         trainer.push_to_hub()
-    if output.exists():
-        shutil.rmtree(output)
-    work.rename(output)
+    move_into_place(work, output, overwrite=overwrite)
     return report
 
 
@@ -183,10 +182,19 @@ def _missing_weights(names: list[str]) -> str:
 
 
 def _last_checkpoint(work: Path) -> Path:
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = sorted(filter(_complete, work.glob("checkpoint-*")), key=lambda path: int(path.name.rpartition("-")[2]))
     if not found:
         raise InputError(f"there is nothing to resume: {work} holds no finished epoch; start without --resume")
     return found[-1]
+
+
+def _complete(checkpoint: Path) -> bool:
+    """Tell whether a kill came after the checkpoint was written: the Trainer writes its state last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class _Recorder(TrainerCallback):
