@@ -55,12 +55,12 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
+    """Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
 
     \b
     mlm-export distilbert/distilroberta-base out --quantize
     mlm-fill --model out "The Milky Way is a <mask> galaxy."
-    """
+    """  # noqa: D301
     if cpu is not None and not (quantize or int8_only):
         raise InputError("--cpu chooses the processor for int8; add --quantize")
     precisions = ["int8"] if int8_only else ["fp32", "int8"] if quantize else ["fp32"]

@@ -132,7 +132,7 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
 
 
 def _stored(name: str, values: object) -> StoredFile:
-    _check(_FILE_NAME.fullmatch(name) is not None, "a file", name, "a name in the bundle's own folder")
+    _check(_FILE_NAME.fullmatch(name) is not None, "a file", name, "a name in its own folder")
     if not isinstance(values, dict):
         raise _FieldError(f"files.{name} is {values!r:.60}, not size and sha256")
     where = f"files.{name}."

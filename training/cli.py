@@ -53,12 +53,12 @@ _RECIPES = ", ".join(recipe_names())
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
-    r"""Fine-tune a masked language model and show its perplexity before and after.
+    """Fine-tune a masked language model and show its perplexity before and after.
 
     \b
     mlm-train --model distilbert/distilbert-base-uncased --data reviews.csv --text-column body --output out
     mlm-train --recipe imdb-distilbert --output out
-    """
+    """  # noqa: D301
     given = {name: value for name, value in values.items() if value is not None}
     settings = load_recipe(recipe) if recipe else {}
     if "data" in given:
