@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test lint bench wheel-check small-model clean
+.PHONY: help setup demo demo-short test soak lint bench wheel-check small-model clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ demo-short: $(STAMP)  ## The same with less training (under 90 seconds)
 
 test: $(STAMP)  ## Run the tests
 	python -m pytest -q
+
+soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (about an hour)
+	python -m pytest -q -s -m soak tests/soak
 
 lint: $(STAMP)  ## Check style and types
 	ruff check .

@@ -95,7 +95,8 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         # A memory plan is kept for each shape of input, and texts come in all lengths: it would grow on and on.
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        # Its errors come as exceptions; its own log would say them again, over several lines.
+        options.log_severity_level = 4
         if kind == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         providers: list[Any] = [("CUDAExecutionProvider", {"device_id": number})] if kind == "cuda" else []
