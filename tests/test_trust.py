@@ -40,6 +40,16 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
+def setter(name: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """Return what sets a field of a manifest."""
+    return lambda values: values.update({name: value})
+
+
+def resize(name: str, size: int) -> Callable[[dict[str, Any]], object]:
+    """Return what gives a file of a manifest another size."""
+    return lambda values: values["files"][name].update(bytes=size)
+
+
 def reseal(bundle: Path, name: str) -> None:
     """Put the hash of a changed file into the manifest, as whoever made the bundle can."""
     stored = hash_file(bundle / name)
@@ -47,7 +57,7 @@ def reseal(bundle: Path, name: str) -> None:
 
 
 FREE = {"source", "parity", "created_with", "known_answers", "clean_up_spaces", "architecture", "mask_token"}
-WRONG = (None, True, -1, 1.5, "x", "", [], {}, [[]], {"a": None}, 10**30, float("nan"), "\ud800")
+WRONG: tuple[Any, ...] = (None, True, -1, 1.5, "x", "", [], {}, [[]], {"a": None}, 10**30, float("nan"), "\ud800")
 
 
 @pytest.mark.parametrize("name", [*json.loads((SHIPPED / "mlm_infer.json").read_text(encoding="utf-8"))])
@@ -55,7 +65,7 @@ def test_every_field_is_checked(name: str, bundle: Path) -> None:
     """A wrong value in any field gives a BundleError of one line, or is of the right type."""
     right = read_manifest(SHIPPED)
     for value in WRONG:
-        edit(bundle, lambda values, value=value: values.update({name: value}))
+        edit(bundle, setter(name, value))
         try:
             manifest = read_manifest(bundle)
         except BundleError:
@@ -121,7 +131,7 @@ def test_sizes_are_bounded(bundle: Path) -> None:
     ):
         os.truncate(bundle / name, size)
         if name != "mlm_infer.json":
-            edit(bundle, lambda values, name=name, size=size: values["files"][name].update(bytes=size))
+            edit(bundle, resize(name, size))
         with pytest.raises(BundleError, match=message):
             MaskFiller(bundle)
         shutil.copy(SHIPPED / "mlm_infer.json", bundle)
@@ -289,7 +299,7 @@ def test_a_checkpoint_called_verify(tiny: dict[str, Path], tmp_path: Path) -> No
 def test_exports_are_reproducible(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Two processes, two folders, two hash seeds: the same bytes in every file."""
     for seed in ("1", "77"):
-        command = ["mlm-export", tiny["bert"], tmp_path / seed / f"out-{seed}", "--quantize"]
+        command: list[str | Path] = ["mlm-export", tiny["bert"], tmp_path / seed / f"out-{seed}", "--quantize"]
         (tmp_path / seed).mkdir()
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": seed})
     first, second = (

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlm_infer.command import command_errors
-from mlm_infer.errors import InputError
+from mlm_infer.errors import InputError, MlmInferError
 
 from .config import Precision, TrainConfig, load_recipe, recipe_names
 
@@ -79,6 +79,10 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     except KeyboardInterrupt:
         if any(work.glob("checkpoint-*")):
             click.echo("\nstopped; the same command with --resume goes on from the last finished epoch", err=True)
+        raise
+    except OSError as error:
+        if not isinstance(error, MlmInferError):
+            click.echo(err=True)  # a progress bar stands half-way
         raise
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))

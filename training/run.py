@@ -1,14 +1,17 @@
 """Fine-tuning from the first evaluation to the saved model."""
 
+import errno
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlm_infer.checkpoint import open_checkpoint
@@ -118,7 +121,8 @@ def fine_tune(
         trainer.add_callback(QuietProgress())
 
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _writing(work):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if recorder.evaluations[-1].step != trainer.state.global_step:
         trainer.evaluate()
 
@@ -133,7 +137,8 @@ def fine_tune(
         machine=describe_machine(str(trainer.args.device)),
         warnings=tuple(warnings),
     )
-    trainer.save_model()
+    with _writing(work):
+        trainer.save_model()
     report.save(work)
     save_curve(report, work / "training_curve.png")
     (work / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
@@ -186,6 +191,18 @@ def _last_checkpoint(work: Path) -> Path:
     if not found:
         raise InputError(f"there is nothing to resume: {work} holds no finished epoch; start without --resume")
     return found[-1]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make an OSError of what safetensors and torch raise instead where a file cannot be written."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "I/O error" in reason or "PytorchStreamWriter" in reason:
+            raise OSError(errno.EIO, reason, str(folder)) from error
+        raise
 
 
 def _complete(checkpoint: Path) -> bool:
