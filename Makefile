@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test gpu-wheel lint bench wheel-check small-model clean
+.PHONY: help setup demo demo-short test gpu-wheel soak lint bench wheel-check small-model clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ test: $(STAMP)  ## Run the tests
 
 gpu-wheel: $(STAMP)  ## Test what onnxruntime-gpu does where there is no GPU (downloads 250 MB)
 	python -m pytest -q -m gpu_wheel
+
+soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (about an hour)
+	python -m pytest -q -s -m soak tests/soak
 
 lint: $(STAMP)  ## Check style and types
 	ruff check .

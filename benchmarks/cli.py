@@ -31,8 +31,9 @@ Fill = Callable[[Sequence[str]], object]
 def main(model: str | None, against: str | None, threads: int | None, singles: int, as_json: bool) -> None:
     """Measure each model of the bundle MODEL, on the CPU; without one, the small model of the package."""
     from mlm_infer import MaskFiller
-    from mlm_infer.bundle import TORCHSCRIPT, read_manifest
     from mlm_infer.cpu import available_cpus, cpu_name
+    from mlm_infer.filler import open_named
+    from mlm_infer.manifest import read_manifest
 
     from .compare import bulk_texts, texts_of_length
 
@@ -48,9 +49,8 @@ def main(model: str | None, against: str | None, threads: int | None, singles: i
     figures: dict[str, dict[str, float]] = {}
     for name in read_manifest(folder).models:
         started = time.perf_counter()
-        chosen = {"backend": "torchscript"} if name == TORCHSCRIPT else {"backend": "onnx", "precision": name}
         try:
-            filler = MaskFiller(folder, threads=threads, device="cpu", **chosen)
+            filler = open_named(folder, name, threads=threads)
         except DependencyError as error:
             click.echo(f"{name} is left out: {error}", err=True)
             continue

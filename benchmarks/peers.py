@@ -55,7 +55,8 @@ def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
     """
     from mlm_infer.export import Budget, export_bundle
 
-    from mlm_infer.bundle import TORCHSCRIPT, read_manifest
+    from mlm_infer.bundle import TORCHSCRIPT
+    from mlm_infer.manifest import read_manifest
 
     models = work / Path(model).name
     names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")

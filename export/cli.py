@@ -1,7 +1,9 @@
 """`mlm-export`: export a masked language model from a shell."""
 
 import json
+import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,10 +12,15 @@ from mlm_infer.command import command_errors
 from mlm_infer.cpu import CpuKind
 from mlm_infer.errors import InputError
 
+from .bundle_commands import info, verify
+
 __all__ = ["main"]
 
 
-@click.command()
+@click.command(
+    epilog="mlm-export info BUNDLE tells what is in a bundle, mlm-export verify BUNDLE checks all of it; "
+    "a checkpoint of that name is ./info."
+)
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
@@ -51,7 +58,7 @@ __all__ = ["main"]
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison with PyTorch as JSON.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
-def main(
+def export(
     model: str,
     output: Path,
     precisions: tuple[str, ...],
@@ -66,12 +73,12 @@ def main(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
+    """Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
 
     \b
     mlm-export distilbert/distilroberta-base out --quantize
     mlm-fill --model out "The Milky Way is a <mask> galaxy."
-    """
+    """  # noqa: D301
     chosen = dict.fromkeys((*(precisions or ("fp32",)), *(("int8",) if quantize else ())))
     if cpu is not None and "int8" not in chosen:
         raise InputError("--cpu chooses the processor for int8; add --quantize")
@@ -97,3 +104,17 @@ def main(
         return
     click.echo(report.table())
     click.echo(f'next: mlm-fill --model {output} "..."', err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export, unless the first argument names a command on bundles.
+
+    Args:
+        arguments: Those of the command line; None takes the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = {"info": info, "verify": verify}.get(given[0]) if given else None
+    if command is None:
+        export(given, prog_name="mlm-export")
+    else:
+        command(given[1:], prog_name=f"mlm-export {given[0]}")

@@ -1,9 +1,11 @@
 """Exporting from the checkpoint to the bundle in its place."""
 
+import glob
 import importlib.metadata
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,9 @@ from mlm_infer.backend import BACKENDS, backend_type
 from mlm_infer.bundle import MANIFEST, TOKENIZER, TORCHSCRIPT, Manifest, ModelFile, hash_file
 from mlm_infer.checkpoint import open_checkpoint
 from mlm_infer.cpu import CpuKind, cpu_kind
-from mlm_infer.errors import InputError, ModelError, OutputExistsError
+from mlm_infer.errors import InputError, ModelError
+from mlm_infer.folders import check_output, move_into_place
+from mlm_infer.known_answers import record_answers
 
 from .batches import Batch, shape_batches
 from .fp16 import rounded_as_on_gpu, to_fp16
@@ -85,8 +89,7 @@ def export_bundle(
     if strange:
         raise InputError(f"there is no graph pass {strange[0]!r}; the passes are {', '.join(PASSES)}")
     target = Path(output).expanduser()
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"{target} exists; name another folder, or replace it with --force")
+    check_output(target, overwrite=overwrite)
 
     sentences = calibration_sentences(Path(calibration_data) if calibration_data is not None else None)
 
@@ -137,7 +140,7 @@ def export_bundle(
         paths = {name: (work / "rounded" if name == "fp16" else bundle) / each.file for name, each in models.items()}
         cases = _parity(loaded, tokenizer, longest, paths, inputs, budget or Budget())
         for precision in set(models) - {*precisions, TORCHSCRIPT}:
-            for name in _files(models.pop(precision)):
+            for name in models.pop(precision).names:
                 (bundle / name).unlink()
         cases = tuple(case for case in cases if case.precision in models)
         _save_tokenizer(tokenizer, bundle / TOKENIZER)
@@ -157,13 +160,14 @@ def export_bundle(
             created_with=_versions(),
         )
         sizes = {
-            precision: sum(manifest.files[name].bytes for name in _files(each)) for precision, each in models.items()
+            precision: sum(manifest.files[name].bytes for name in each.names) for precision, each in models.items()
         }
         report = ParityReport(cases, sizes, target)
         manifest.parity.update(report.to_dict())
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        record_answers(bundle)
         step(f"writing {target}")
-        _put(bundle, target, work)
+        move_into_place(bundle, target, overwrite=overwrite)
     return report
 
 
@@ -172,11 +176,10 @@ def _workplace(target: Path) -> Iterator[Path]:
     """Give a scratch folder beside the target, gone afterwards whatever happens; sweep what a kill left."""
     prefix = f".{target.name}.export-"
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f"{prefix}*"):
-        if not _alive(leftover.name.removeprefix(prefix)):
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _alive(leftover.name.removeprefix(prefix).partition("-")[0]):
             shutil.rmtree(leftover, ignore_errors=True)
-    work = target.with_name(f"{prefix}{os.getpid()}")
-    work.mkdir()
+    work = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
         yield work
     finally:
@@ -191,19 +194,6 @@ def _alive(pid: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _put(bundle: Path, target: Path, work: Path) -> None:
-    """Move a finished bundle to its place; an old one leaves only when the new one is ready."""
-    old = work / "old"
-    if target.exists():
-        target.rename(old)
-    try:
-        bundle.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
 
 
 def _parity(
@@ -232,10 +222,6 @@ def _save(model: ir.Model, bundle: Path, precision: str, cpu: CpuKind | None, de
     files = ModelFile(f"model.{precision}.onnx", f"model.{precision}.weights", cpu, details)
     ir.save(model, bundle / files.file, external_data=files.weights, size_threshold_bytes=1024)
     return files
-
-
-def _files(model: ModelFile) -> list[str]:
-    return [model.file] if model.weights is None else [model.file, model.weights]
 
 
 def _check_choice(name: str, found: Sequence[str], known: Sequence[str]) -> None:
@@ -271,7 +257,7 @@ def _source(model: str, loaded: PreTrainedModel) -> dict[str, Any]:
         {path.name: hash_file(path).sha256 for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
     )
     return {
-        "model": folder.name if folder.is_dir() else model,
+        "model": folder.resolve().name if folder.is_dir() else model,
         "revision": getattr(loaded.config, "_commit_hash", None),
         "weights_sha256": weights,
         "config": json.loads(loaded.config.to_json_string(use_diff=True)),

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from .bundle import TORCHSCRIPT, Manifest
-from .cpu import cpu_kind
+from .cpu import cpu_kind, suits_this_cpu
 from .errors import DeviceError, InputError
+from .onnx_scan import check_graph
 
 __all__ = ["BACKENDS", "Backend", "BackendType", "open_model"]
 
@@ -126,8 +127,11 @@ def _open(
     files = manifest.models[chosen]
     if files.weights is not None:
         manifest.check_file(folder, files.weights)
-    model = opener(manifest.check_file(folder, files.file), kind=kind, number=number, threads=threads)
-    if files.cpu in ("avx512_vnni", "arm64") and cpu_kind() in ("avx2", "avx512"):
+    path = manifest.check_file(folder, files.file)
+    if chosen != TORCHSCRIPT:
+        check_graph(path, files.weights)
+    model = opener(path, kind=kind, number=number, threads=threads)
+    if not suits_this_cpu(files.cpu):
         logger.warning(
             "%s holds 8-bit weights for %s, whose products overflow on %s: export it again here",
             folder,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ __all__ = [
     "SCHEMA",
     "TOKENIZER",
     "TORCHSCRIPT",
+    "KnownAnswer",
     "Manifest",
     "ModelFile",
     "StoredFile",
     "hash_file",
-    "read_manifest",
 ]
 
 MANIFEST = "mlm_infer.json"
@@ -30,7 +29,10 @@ TORCHSCRIPT = "torchscript"
 HOST_INPUTS = ("k",)
 """Inputs of a model that are read on the host, whatever the device."""
 
-SCHEMA = 1
+SCHEMA = 2
+
+_LARGEST = {TOKENIZER: 256 << 20, ".onnx": 64 << 20}
+"""Bytes beyond which a file that is read into memory is refused, by name or ending; weights are mapped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,26 @@ class ModelFile:
     cpu: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of its files."""
+        return [self.file] if self.weights is None else [self.file, self.weights]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAnswer:
+    """One input, and what the model answered when it was exported.
+
+    Attributes:
+        text: The input, with one or more masks.
+        ids: The best token ids for each mask.
+        logprobs: Their log-probabilities.
+    """
+
+    text: str
+    ids: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -77,6 +99,7 @@ class Manifest:
         parity: How far each precision is from PyTorch, as the export measured it.
         files: Size and sha256 of every file but the manifest.
         created_with: Versions of the packages that made the bundle.
+        known_answers: By precision, inputs to replay and what they must give.
         schema: Version of this layout.
     """
 
@@ -93,6 +116,7 @@ class Manifest:
     parity: dict[str, Any]
     files: dict[str, StoredFile]
     created_with: dict[str, str]
+    known_answers: dict[str, tuple[KnownAnswer, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -107,87 +131,39 @@ class Manifest:
             name: File name in it.
 
         Raises:
-            BundleError: The file is missing, of another size, or differs.
+            BundleError: The file is missing, leads out of the folder, is too large, of another size, or differs.
         """
         path = folder / name
-        stored = self.files.get(name)
-        if stored is None:
-            raise BundleError(f"{folder / MANIFEST} lists no sha256 for {name}; export the model again")
+        stored = self.files[name]
         if not path.is_file():
             raise BundleError(f"{path} is missing; export the model again, or copy the whole folder")
+        if not _confined(folder, path):
+            raise BundleError(f"{path} is a link to {path.resolve()}, out of the bundle; copy the file itself there")
         size = path.stat().st_size
         if size != stored.bytes:
             raise BundleError(f"{path} has {size:,} bytes, the manifest says {stored.bytes:,}; copy or export it again")
-        if hash_file(path).sha256 != stored.sha256:
+        largest = _LARGEST.get(name, _LARGEST.get(path.suffix))
+        if largest is not None and size > largest:
+            raise BundleError(f"{path} has {size:,} bytes, more than the {largest:,} that such a file may have")
+        try:
+            found = hash_file(path).sha256
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror}; copy or export it again") from error
+        if found != stored.sha256:
             raise BundleError(
                 f"{path} is damaged or was changed: its sha256 is not the manifest's; copy or export it again"
             )
         return path
 
 
+def _confined(folder: Path, path: Path) -> bool:
+    """Tell whether a file lies in its bundle, or in the store that a Hub cache's snapshots link to."""
+    real, home = path.resolve(), folder.resolve()
+    stores = [each.parent / "blobs" for each in home.parents if each.name == "snapshots"]
+    return real.is_relative_to(home) or real.parent in stores
+
+
 def hash_file(path: Path) -> StoredFile:
     """Return size and sha256 of a file."""
     with path.open("rb") as stream:
         return StoredFile(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a bundle.
-
-    Args:
-        folder: The bundle.
-
-    Raises:
-        BundleError: There is no bundle, its manifest cannot be read, or a newer version wrote it.
-    """
-    if not folder.exists():
-        raise BundleError(f"there is no folder {folder}; write one with: mlm-export MODEL {folder}")
-    path = folder / MANIFEST
-    if not path.is_file():
-        hint = f"mlm-export {folder} OUT" if (folder / "config.json").is_file() else f"mlm-export MODEL {folder}"
-        raise BundleError(f"{folder} is no bundle, it holds no {MANIFEST}; write one with: {hint}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BundleError(f"{path} is not JSON ({error}); export the model again") from error
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if not isinstance(schema, int):
-        raise BundleError(f"{path} has no schema number; export the model again")
-    if schema > SCHEMA:
-        raise BundleError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; upgrade mlm-infer")
-    return _parse(path, values)
-
-
-def _parse(path: Path, values: Mapping[str, Any]) -> Manifest:
-    expected: dict[str, type] = {
-        "source": dict,
-        "architecture": str,
-        "mask_token": str,
-        "mask_id": int,
-        "pad_id": int,
-        "vocab_size": int,
-        "max_length": int,
-        "clean_up_spaces": bool,
-        "inputs": list,
-        "models": dict,
-        "parity": dict,
-        "files": dict,
-        "created_with": dict,
-    }
-    for name, kind in expected.items():
-        if not isinstance(values.get(name), kind):
-            raise BundleError(
-                f"{path}: {name} is {values.get(name)!r}, not of type {kind.__name__}; export the model again"
-            )
-    try:
-        models = {precision: ModelFile(**each) for precision, each in values["models"].items()}
-        files = {name: StoredFile(**each) for name, each in values["files"].items()}
-    except TypeError as error:
-        raise BundleError(
-            f"{path}: models or files are not as this version writes them; export the model again"
-        ) from error
-    for name in files:
-        if Path(name).name != name:
-            raise BundleError(f"{path} names the file {name!r}; a bundle's files lie in its own folder")
-    known = {name: values[name] for name in expected} | {"inputs": tuple(values["inputs"])}
-    return Manifest(**known | {"models": models, "files": files, "schema": values["schema"]})

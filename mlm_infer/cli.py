@@ -56,12 +56,12 @@ def main(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    r"""Fill the masks of TEXTS; a text of - reads lines from standard input.
+    """Fill the masks of TEXTS; a text of - reads lines from standard input.
 
     \b
     mlm-fill "This is a great [MASK]."
     cat sentences.txt | mlm-fill - --json
-    """
+    """  # noqa: D301
     if not texts and not paths:
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
     from .filler import MaskFiller

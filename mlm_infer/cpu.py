@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["CpuKind", "available_cpus", "cpu_flags", "cpu_kind", "cpu_name"]
+__all__ = ["CpuKind", "available_cpus", "cpu_flags", "cpu_kind", "cpu_name", "suits_this_cpu"]
 
 CpuKind = Literal["avx2", "avx512", "avx512_vnni", "arm64"]
 """The kinds of processor for which int8 files differ."""
@@ -53,16 +53,49 @@ def available_cpus() -> int:
     return max(1, min(cpus, int(quota)) if quota else cpus)
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the CPU quota in cores (cgroup v2, then v1), or None without one."""
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return the least CPU quota in cores of this process's control group and those above it, or None without one.
+
+    Within a container the group is usually the root of what can be seen. A group that cannot be seen is
+    stepped over.
+
+    Args:
+        root: Where control groups are mounted.
+        membership: Says which group this process is in: `0::PATH` in version 2, `N:cpu,...:PATH` in version 1.
+    """
     try:
-        limit, period = (root / "cpu.max").read_text(encoding="ascii").split()[:2]
-    except (OSError, ValueError):
-        try:
-            limit = (root / "cpu/cpu.cfs_quota_us").read_text(encoding="ascii").strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text(encoding="ascii").strip()
-        except OSError:
-            return None
-    if limit in ("max", "-1"):
+        rows = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        rows = []
+    paths = {"": "/", "cpu": "/"} | {name: row[2] for row in rows if len(row) == 3 for name in row[1].split(",")}
+    quotas = []
+    for top, path, read in ((root, paths[""], _quota_2), (root / "cpu", paths["cpu"], _quota_1)):
+        group = top / path.lstrip("/")
+        for each in (group, *group.parents):
+            quota = read(each)
+            if quota is not None:
+                quotas.append(quota)
+            if each == top:
+                break
+    return min(quotas, default=None)
+
+
+def _quota_2(group: Path) -> float | None:
+    try:
+        limit, period = (group / "cpu.max").read_text(encoding="ascii").split()[:2]
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
         return None
-    return int(limit) / int(period)
+
+
+def _quota_1(group: Path) -> float | None:
+    try:
+        limit = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        return None if limit < 0 else limit / int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def suits_this_cpu(made_for: str | None) -> bool:
+    """Tell whether this processor multiplies bytes made for a kind of processor without overflow."""
+    return made_for not in ("avx512_vnni", "arm64") or cpu_kind() not in ("avx2", "avx512")

@@ -10,7 +10,7 @@ from tokenizers import Encoding, Tokenizer
 
 from .bundle import Manifest
 from .errors import BundleError, InputError
-from .vocabulary import Vocabulary
+from .vocabulary import NO_TEXT, Vocabulary, is_text
 
 __all__ = ["MASK_SPELLINGS", "EncodedText", "LongText", "TextEncoder", "WholeText", "check_long_text"]
 
@@ -91,6 +91,11 @@ class TextEncoder:
             raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        if self._tokenizer.token_to_id(manifest.mask_token) != manifest.mask_id:
+            raise BundleError(
+                f"{path} knows {manifest.mask_token!r} as {self._tokenizer.token_to_id(manifest.mask_token)}, the "
+                f"manifest says {manifest.mask_id}; export the model again"
+            )
         self._manifest = manifest
         self.vocabulary = Vocabulary(self._tokenizer, path, manifest.vocab_size)
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
@@ -141,12 +146,8 @@ class TextEncoder:
             return InputError(f"{name} is a {type(text).__name__}, {text!r:.60}; give strings")
         if not text.strip():
             return InputError(f"{name} is empty; write a sentence with {self._manifest.mask_token} in it")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return InputError(
-                f"{name} is no valid Unicode (a lone surrogate at character {error.start}); clean it first"
-            )
+        if not is_text(text):
+            return InputError(f"{name} {NO_TEXT}: {text!r:.60}")
         return None
 
     def _batch(self, plain: list[str]) -> list[Encoding]:
@@ -157,6 +158,9 @@ class TextEncoder:
 
     def count(self, text: str) -> int:
         """Return how many tokens a text has, special ones included."""
+        error = self._check(text, "the text")
+        if error is not None and (not isinstance(text, str) or text.strip()):
+            raise error
         return len(self._tokenizer.encode(self._in_own_spelling(text)).ids)
 
     def mask_spans(self, text: str) -> tuple[Span, ...]:

@@ -19,6 +19,10 @@ class MlmInferError(Exception):
     exit_code = 1
     """What a command of this package exits with: 2 for wrong usage, 1 for the rest."""
 
+    def __str__(self) -> str:
+        # One line, whatever line breaks a name or a text in it has.
+        return " ".join(super().__str__().splitlines())
+
 
 class InputError(MlmInferError, ValueError):
     """A wrong argument, or a text that cannot be filled. A ValueError, as in the transformers pipeline."""

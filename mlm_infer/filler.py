@@ -10,24 +10,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
+import numpy as np
+
 from .backend import Backend, open_model
-from .bundle import TOKENIZER, TORCHSCRIPT, read_manifest
+from .bundle import TOKENIZER, TORCHSCRIPT
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
 from .errors import BundleError, InputError
 from .filling import Choice, OnError, answer_as_pipeline, check_top_k, fill_stream, fill_texts
 from .infill import Order, expand_spans, infill_text
+from .known_answers import check_answers
+from .manifest import read_manifest
 from .predict import Predictor
 from .ranking import Others, rank_candidates
 from .results import FillResult, Infilling, RankResult, ScoreResult
 from .scoring import ScoreMethod, score_texts
 from .vocabulary import Restriction
 
-__all__ = ["FillerInfo", "MaskFiller"]
+__all__ = ["FillerInfo", "MaskFiller", "open_named"]
 
 logger = logging.getLogger(__name__)
 
 _WIDEST_BEAM = 100
+
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +75,12 @@ class MaskFiller:
         threads: Threads of one run; None takes all the processors this process may use. With torchscript it is
             the number of the whole process, and None leaves it as it is.
         backend: `auto` (ONNX Runtime where the bundle holds an ONNX model), `onnx` or `torchscript`.
+        self_test: Replay the known answers of the bundle, which tells whether this machine computes what the
+            exporting one did.
 
     Raises:
         InputError: An argument is out of its range, or the bundle lacks that precision or backend.
-        BundleError: The bundle is missing, incomplete or damaged.
+        BundleError: The bundle is missing, incomplete or damaged, or its known answers do not come out.
         DeviceError: The device cannot be used.
         DependencyError: What runs the model, ONNX Runtime or torch, is not installed.
     """
@@ -85,10 +93,12 @@ class MaskFiller:
         precision: str = "auto",
         threads: int | None = None,
         backend: str = "auto",
+        self_test: bool = False,
     ) -> None:
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all")
-        folder = Path(model).expanduser().absolute() if model is not None else _shipped_model()
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= _MOST_THREADS):
+            raise InputError(f"threads is {threads!r}; it must be from 1 to {_MOST_THREADS}, or None for all")
+        folder = _folder(model) if model is not None else _shipped_model()
         manifest = read_manifest(folder)
         encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
@@ -110,10 +120,19 @@ class MaskFiller:
             vocab_size=manifest.vocab_size,
         )
         self._arguments = (folder if model is not None else None, device, precision, threads, backend)
+        if self_test:
+            check_answers(self.info, manifest.known_answers.get(chosen, ()), self._logprobs_of)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle where the model is and how it was opened; another process opens it for itself."""
         return _reopen, self._arguments
+
+    def _logprobs_of(self, text: str, ids: list[int]) -> list[dict[int, float]]:
+        """Return for each mask of a text the log-probabilities of tokens by id."""
+        encoded = self._one_with_masks(text)
+        wanted = [np.array(ids, np.int64)] * len(encoded.positions)
+        (found,) = self.engine.predictor.candidates([encoded], [wanted])
+        return [dict(zip(ids, row.tolist(), strict=True)) for row in found]
 
     def __repr__(self) -> str:
         return (
@@ -444,6 +463,13 @@ class MaskFiller:
         return self.engine.encoder.encode([text])[0][0]
 
 
+def open_named(folder: Path, name: str, *, threads: int | None = None, self_test: bool = False) -> MaskFiller:
+    """Open a model of a bundle on the CPU by its name in the manifest, a precision or `torchscript`."""
+    if name == TORCHSCRIPT:
+        return MaskFiller(folder, device="cpu", backend="torchscript", threads=threads, self_test=self_test)
+    return MaskFiller(folder, device="cpu", backend="onnx", precision=name, threads=threads, self_test=self_test)
+
+
 def _lists_of_words(candidates: object, masks: int) -> list[Sequence[str]]:
     if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
         raise InputError(f"candidates is {candidates!r:.40}; give a list of words or phrases")
@@ -463,6 +489,15 @@ def _reopen(
     model: str | PathLike[str] | None, device: str, precision: str, threads: int | None, backend: str
 ) -> MaskFiller:
     return MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
+
+
+def _folder(model: str | PathLike[str]) -> Path:
+    if not isinstance(model, str | PathLike):
+        raise InputError(f"model is a {type(model).__name__}; give the folder of a bundle")
+    try:
+        return Path(model).expanduser().absolute()
+    except (RuntimeError, TypeError) as error:
+        raise BundleError(f"{model!r} names no folder: {error}") from error
 
 
 def _shipped_model() -> Path:

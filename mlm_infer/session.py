@@ -65,7 +65,8 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # A memory plan is kept for each shape of input, and texts come in all lengths: it would grow on and on.
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        # Its errors come as exceptions; its own log would say them again, over several lines.
+        options.log_severity_level = 4
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cpu":
             # The export has fused what pays here; ONNX Runtime would fuse on, to nodes that are slower on a CPU.
@@ -84,6 +85,7 @@ class Session:
             if failure is not None:
                 raise DeviceError(_cannot_start(number, failure[0].strip())) from error
             raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error
+        self._path = path
         self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         if kind == "cuda" and self.provider != "CUDAExecutionProvider":
@@ -118,10 +120,17 @@ class Session:
 
         Returns:
             The outputs in the order asked for.
+
+        Raises:
+            BundleError: ONNX Runtime cannot run the model.
         """
-        if self._bound is not None:
-            return self._bound.run(outputs, feeds)
-        return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
+        try:
+            if self._bound is not None:
+                return self._bound.run(outputs, feeds)
+            return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            reason = str(error).strip().splitlines()[0]
+            raise BundleError(f"ONNX Runtime cannot run {self._path}: {reason}") from error
 
     def close(self) -> None:
         """Give the model's memory back."""

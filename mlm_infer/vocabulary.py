@@ -13,7 +13,18 @@ from tokenizers import Tokenizer
 
 from .errors import InputError
 
-__all__ = ["Restriction", "Vocabulary"]
+__all__ = ["NO_TEXT", "Restriction", "Vocabulary", "is_text"]
+
+NO_TEXT = "holds half a surrogate pair, which is no character; decode it with errors='replace'"
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a string can be written down: Python lets it hold surrogates, UTF-8 does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +178,7 @@ class Vocabulary:
         """
         found: dict[int, None] = {}
         for target in targets:
-            if not isinstance(target, str) or not target.strip():
+            if not isinstance(target, str) or not target.strip() or not is_text(target):
                 raise InputError(f"the target {target!r} is not a word; give strings such as 'good'")
             stripped = target.strip()
             names = [f"{self.marker}{stripped}", stripped, target]
@@ -200,6 +211,8 @@ class Vocabulary:
         for target in targets:
             if not isinstance(target, str):
                 raise InputError(f"the target {target!r} is a {type(target).__name__}; give strings such as 'good'")
+            if not is_text(target):
+                raise InputError(f"the target {target!r} {NO_TEXT}")
             token_id = self.ids.get(target)
             if token_id is None:
                 pieces = self._tokenizer.encode(target, add_special_tokens=False).ids

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mlm_infer import binding
 from mlm_infer.binding import BoundRuns
-from mlm_infer.bundle import read_manifest
+from mlm_infer.manifest import read_manifest
 
 OUTPUTS = ("top_ids", "top_logprobs", "candidate_logprobs", "logits", "log_normalizer")
 

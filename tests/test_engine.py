@@ -14,8 +14,8 @@ from mlm_infer.export.run_model import open_model
 from mlm_infer.export.weights import column_scales, round_columns, round_with_feedback
 
 from mlm_infer import DataError, ExportError, InputError, MaskFiller
-from mlm_infer.bundle import read_manifest
 from mlm_infer.cpu import _cgroup_quota
+from mlm_infer.manifest import read_manifest
 
 from .test_pipeline_parity import NAMES, masked_sentences
 
@@ -186,13 +186,22 @@ def test_own_calibration_text(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_container_quota(tmp_path: Path) -> None:
-    """A cgroup's quota in cores, version 2 and 1, and none."""
-    assert _cgroup_quota(tmp_path) is None
-    (tmp_path / "cpu").mkdir()
+    """A control group's quota in cores, version 2 and 1, its own and those above it, and none."""
+    membership = tmp_path / "membership"
+    assert _cgroup_quota(tmp_path, membership) is None
+    (tmp_path / "cpu/user/job").mkdir(parents=True)
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
-    assert _cgroup_quota(tmp_path) == 0.5
+    assert _cgroup_quota(tmp_path, membership) == 0.5
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert _cgroup_quota(tmp_path, membership) is None
+    (tmp_path / "cpu/user/job/cpu.cfs_quota_us").write_text("250000\n")
+    (tmp_path / "cpu/user/job/cpu.cfs_period_us").write_text("100000\n")
+    membership.write_text("2:cpuacct,cpu:/user/job\n1:memory:/elsewhere\n0::/out/of/sight\n")
+    assert _cgroup_quota(tmp_path, membership) == 2.5
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_quota(tmp_path) == 1.5
+    assert _cgroup_quota(tmp_path, membership) == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_quota(tmp_path) is None
+    assert _cgroup_quota(tmp_path, membership) == 2.5
+    (tmp_path / "cpu/user/cpu.cfs_quota_us").write_text("what\n")
+    assert _cgroup_quota(tmp_path, membership) == 2.5

@@ -17,7 +17,7 @@ from mlm_infer.export import export_bundle
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import InputError, ModelError, OutputExistsError
-from mlm_infer.bundle import read_manifest
+from mlm_infer.manifest import read_manifest
 from mlm_infer.session import Session
 
 from .test_pipeline_parity import NAMES

@@ -16,7 +16,8 @@ from mlm_infer.export.parity import check_case, reference
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import BundleError, DeviceError, ExportError, InputError, MaskFiller
-from mlm_infer.bundle import hash_file, read_manifest
+from mlm_infer.bundle import hash_file
+from mlm_infer.manifest import read_manifest
 from mlm_infer.torchscript import TorchScript
 
 from .test_pipeline_parity import NAMES, masked_sentences

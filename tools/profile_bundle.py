@@ -12,7 +12,7 @@ import click
 import numpy as np
 import onnxruntime
 
-from mlm_infer.bundle import read_manifest
+from mlm_infer.manifest import read_manifest
 from mlm_infer.tables import format_table
 
 _RUNS = 12

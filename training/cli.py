@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlm_infer.command import command_errors
-from mlm_infer.errors import InputError
+from mlm_infer.errors import InputError, MlmInferError
 
 from .config import Precision, TrainConfig, load_recipe, recipe_names
 
@@ -53,12 +53,12 @@ _RECIPES = ", ".join(recipe_names())
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
-    r"""Fine-tune a masked language model and show its perplexity before and after.
+    """Fine-tune a masked language model and show its perplexity before and after.
 
     \b
     mlm-train --model distilbert/distilbert-base-uncased --data reviews.csv --text-column body --output out
     mlm-train --recipe imdb-distilbert --output out
-    """
+    """  # noqa: D301
     given = {name: value for name, value in values.items() if value is not None}
     settings = load_recipe(recipe) if recipe else {}
     if "data" in given:
@@ -79,6 +79,10 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     except KeyboardInterrupt:
         if any(work.glob("checkpoint-*")):
             click.echo("\nstopped; the same command with --resume goes on from the last finished epoch", err=True)
+        raise
+    except OSError as error:
+        if not isinstance(error, MlmInferError):
+            click.echo(err=True)  # a progress bar stands half-way
         raise
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))

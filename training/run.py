@@ -1,17 +1,22 @@
 """Fine-tuning from the first evaluation to the saved model."""
 
+import errno
+import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlm_infer.checkpoint import open_checkpoint
-from mlm_infer.errors import InputError, OutputExistsError
+from mlm_infer.errors import InputError
+from mlm_infer.folders import check_output, move_into_place
 
 from .blocks import freeze_masks, make_blocks, mask_collator
 from .config import TrainConfig
@@ -61,8 +66,7 @@ def fine_tune(
         InputError: A value of the configuration does not fit this model or machine.
     """
     output = config.output.expanduser()
-    if output.exists() and not overwrite:
-        raise OutputExistsError(f"{output} exists; name another folder, or replace it with --force")
+    check_output(output, overwrite=overwrite)
     work = work_folder(output)
     checkpoint = _last_checkpoint(work) if resume else None
     if work.exists() and not resume:
@@ -117,7 +121,8 @@ def fine_tune(
         trainer.add_callback(QuietProgress())
 
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _writing(work):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if recorder.evaluations[-1].step != trainer.state.global_step:
         trainer.evaluate()
 
@@ -132,7 +137,8 @@ def fine_tune(
         machine=describe_machine(str(trainer.args.device)),
         warnings=tuple(warnings),
     )
-    trainer.save_model()
+    with _writing(work):
+        trainer.save_model()
     report.save(work)
     save_curve(report, work / "training_curve.png")
     (work / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
@@ -140,9 +146,7 @@ def fine_tune(
         shutil.rmtree(leftover)
     if config.push_to_hub:
         trainer.push_to_hub()
-    if output.exists():
-        shutil.rmtree(output)
-    work.rename(output)
+    move_into_place(work, output, overwrite=overwrite)
     return report
 
 
@@ -183,10 +187,31 @@ def _missing_weights(names: list[str]) -> str:
 
 
 def _last_checkpoint(work: Path) -> Path:
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = sorted(filter(_complete, work.glob("checkpoint-*")), key=lambda path: int(path.name.rpartition("-")[2]))
     if not found:
         raise InputError(f"there is nothing to resume: {work} holds no finished epoch; start without --resume")
     return found[-1]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make an OSError of what safetensors and torch raise instead where a file cannot be written."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "I/O error" in reason or "PytorchStreamWriter" in reason:
+            raise OSError(errno.EIO, reason, str(folder)) from error
+        raise
+
+
+def _complete(checkpoint: Path) -> bool:
+    """Tell whether a kill came after the checkpoint was written: the Trainer writes its state last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class _Recorder(TrainerCallback):

@@ -1,0 +1,33 @@
+"""`mlm-export info` and `mlm-export verify`: looking at a bundle, which needs none of what exporting needs."""
+
+import json
+from pathlib import Path
+
+import click
+
+from mlm_infer.command import command_errors
+
+__all__ = ["info", "verify"]
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@command_errors
+def info(bundle: Path, as_json: bool) -> None:
+    """Tell what BUNDLE is and holds, as its manifest says."""
+    from mlm_infer.inspection import describe_bundle
+
+    description = describe_bundle(bundle)
+    click.echo(json.dumps(description.to_dict(), ensure_ascii=False) if as_json else description.text())
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@command_errors
+def verify(bundle: Path) -> None:
+    """Check every file of BUNDLE: hashes, graphs, tokenizer, known answers."""
+    from mlm_infer.inspection import verify_bundle
+
+    for line in verify_bundle(bundle):
+        click.echo(line)

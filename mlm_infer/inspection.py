@@ -1,0 +1,158 @@
+"""What is in a bundle, and whether all of it is right."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .cpu import suits_this_cpu
+from .errors import BundleError
+from .filler import open_named
+from .manifest import read_manifest
+from .tables import format_table
+
+__all__ = ["BundleDescription", "ModelDescription", "describe_bundle", "verify_bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """One model of a bundle.
+
+    Attributes:
+        bytes: Size of graph and weights.
+        cpu: Kind of processor that it was made for, if it was.
+        layers: How many layers were quantized in which way, embeddings included.
+        known_answers: How many inputs are recorded with their answers.
+        top1: Share of single-mask sentences with PyTorch's best token.
+        perplexity_change: On these sentences, relative to PyTorch.
+    """
+
+    bytes: int
+    cpu: str | None
+    layers: dict[str, int]
+    known_answers: int
+    top1: float | None
+    perplexity_change: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BundleDescription:
+    """What a manifest says, in short.
+
+    Attributes:
+        source: The checkpoint that was exported.
+        revision: Its revision, where it came from a hub.
+        architecture: Its `model_type`.
+        mask_token: The mask as this model spells it.
+        max_length: Most tokens a text may have.
+        vocab_size: Tokens to choose from.
+        schema: Version of the manifest's layout as it was read.
+        models: By precision.
+        created_with: Versions of the packages that made the bundle.
+    """
+
+    source: str
+    revision: str | None
+    architecture: str
+    mask_token: str
+    max_length: int
+    vocab_size: int
+    schema: int
+    models: dict[str, ModelDescription]
+    created_with: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as JSON can hold it."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the description for a person."""
+        revision = f", revision {self.revision}" if self.revision else ""
+        rows = [
+            [
+                precision,
+                f"{model.bytes / 1e6:.1f}",
+                model.cpu or "any",
+                ", ".join(f"{count} {scheme}" for scheme, count in model.layers.items()) or "not quantized",
+                "-" if model.top1 is None else f"{model.top1:.1%}",
+                "-" if model.perplexity_change is None else f"{model.perplexity_change:+.2%}",
+                str(model.known_answers),
+            ]
+            for precision, model in self.models.items()
+        ]
+        header = ["", "MB", "made for", "layers", "PyTorch's best token", "perplexity", "known answers"]
+        return "\n".join(
+            [
+                f"{self.source}{revision}: {self.architecture}, {self.vocab_size:,} tokens, texts of up to "
+                f"{self.max_length} tokens, mask {self.mask_token}",
+                "",
+                format_table(header, rows),
+                "",
+                f"schema {self.schema}; made with "
+                + ", ".join(f"{name} {version}" for name, version in self.created_with.items()),
+            ]
+        )
+
+
+def describe_bundle(folder: Path) -> BundleDescription:
+    """Tell what a bundle holds, from its manifest alone.
+
+    Args:
+        folder: The bundle.
+
+    Raises:
+        BundleError: It is no bundle, or its manifest is broken.
+    """
+    manifest = read_manifest(folder)
+    models = {}
+    try:
+        sentences = {case["precision"]: case for case in manifest.parity["cases"] if case["case"] == "sentences"}
+        for precision, model in manifest.models.items():
+            schemes = [str(layer["scheme"]) for layer in model.details.get("layers", [])]
+            case = sentences.get(precision)
+            models[precision] = ModelDescription(
+                bytes=sum(manifest.files[name].bytes for name in model.names),
+                cpu=model.cpu,
+                layers={scheme: schemes.count(scheme) for scheme in dict.fromkeys(schemes)},
+                known_answers=len(manifest.known_answers.get(precision, ())),
+                top1=float(case["top1"]) if case else None,
+                perplexity_change=case["perplexity"] / case["reference_perplexity"] - 1 if case else None,
+            )
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise BundleError(f"{folder}: parity or layers are not as an export writes them; export again") from error
+    revision = manifest.source.get("revision")
+    return BundleDescription(
+        source=str(manifest.source.get("model", "")),
+        revision=None if revision is None else str(revision),
+        architecture=manifest.architecture,
+        mask_token=manifest.mask_token,
+        max_length=manifest.max_length,
+        vocab_size=manifest.vocab_size,
+        schema=manifest.schema,
+        models=models,
+        created_with=manifest.created_with,
+    )
+
+
+def verify_bundle(folder: Path) -> Iterator[str]:
+    """Check size and sha256 of every file, then open each model and replay its known answers.
+
+    Args:
+        folder: The bundle.
+
+    Yields:
+        A line for each thing that was found right.
+
+    Raises:
+        BundleError: Something is off; the message names the file.
+    """
+    manifest = read_manifest(folder)
+    for name, stored in sorted(manifest.files.items()):
+        manifest.check_file(folder, name)
+        yield f"{name}: {stored.bytes:,} bytes, sha256 as in the manifest"
+    for precision, model in manifest.models.items():
+        foreign = not suits_this_cpu(model.cpu)
+        open_named(folder, precision, self_test=not foreign).close()
+        yield f"{precision}: " + (
+            f"opens; its answers can be checked on {model.cpu} only" if foreign else "opens, known answers come out"
+        )

@@ -1,0 +1,157 @@
+"""Fuzz one part of the package and print what came of it, as JSON; the status is 1 where something else came.
+
+python -m tests.soak.fuzz texts 1000 7
+
+Each part ends in a right answer or an MlmInferError. It runs in a process of its own, so that a crash is seen.
+"""
+
+import json
+import math
+import shutil
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mlm_infer import InputError, MaskFiller, MlmInferError
+from mlm_infer.bundle import hash_file
+from mlm_infer.results import FillResult
+
+from .texts import any_text
+
+SHIPPED = Path(__file__).resolve().parent.parent.parent / "mlm_infer/resources/english-small"
+FILES = ("mlm_infer.json", "tokenizer.json", "model.int8.onnx", "model.int8.weights")
+PROBE = "The [MASK] was a [MASK] film."
+
+
+def check_answer(text: str, result: FillResult) -> None:
+    """Check an answer as far as the text alone tells: every mask, in order, with probabilities."""
+    spans = [mask.span for mask in result.masks]
+    assert [text[start:end] for start, end in spans] == ["<mask>" if text[at] == "<" else "[MASK]" for at, _ in spans]
+    assert len(spans) == text.count("[MASK]") + text.count("<mask>")
+    assert spans == sorted(spans)
+    for mask in result.masks:
+        scores = [each.score for each in mask.predictions]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= score <= 1 and math.isfinite(score) for score in scores)
+        assert sum(scores) <= 1.0001
+        assert all(each.sequence.endswith(text[mask.span[1] :]) for each in mask.predictions)
+
+
+def fuzz_texts(filler: MaskFiller, random: Random) -> str:
+    """Fill one string of any characters, alone or among others, as `fill` and as the pipeline does."""
+    text = any_text(random)
+    way = random.randrange(3)
+    if way == 0:
+        check_answer(text, filler.fill(text))
+    elif way == 1:
+        others = [any_text(random), "A [MASK] film.", text]
+        for each, result in zip(others, filler.fill_batch(others, top_k=2), strict=True):
+            check_answer(each, result)
+    else:
+        found = filler(text, top_k=3)
+        assert len(found) == 3 or len(found) == text.count("[MASK]") + text.count("<mask>")
+    return "answered"
+
+
+def _any_value(random: Random) -> Any:
+    return random.choice(
+        (
+            *(None, True, 0, -1, 1, 5, 10**6, 10**30, 2.5, float("nan"), "", "good", "\ud800", b"good", [], ["good"]),
+            *([None], ["good", 5], {"good": 1}, {"good"}, ("bad", "good"), object(), [[]], any_text(random), range(3)),
+            *("[MASK]", ["A [MASK].", any_text(random)], Path("x"), "cpu", "cuda:7", "int8", "fp16"),
+        )
+    )
+
+
+def fuzz_arguments(filler: MaskFiller, random: Random) -> str:
+    """Call a public method, or open a filler, with arguments of any kind."""
+    text = "A [MASK] film." if random.random() < 0.5 else _any_value(random)
+    options = {name: _any_value(random) for name in ("top_k", "targets") if random.random() < 0.6}
+    way = random.randrange(5)
+    if way == 0:
+        check_answer(text, filler.fill(text, **options))
+    elif way == 1:
+        filler.fill_batch(text, **options)
+    elif way == 2:
+        filler(text, **options)
+    elif way == 3:
+        assert filler.count_tokens(text) >= 2
+    else:
+        opened = {name: _any_value(random) for name in ("device", "precision", "threads") if random.random() < 0.5}
+        MaskFiller(_any_value(random) if random.random() < 0.7 or not opened else None, **opened)
+    return "answered"
+
+
+def damage(data: bytearray, random: Random) -> bytearray:
+    """Flip, cut, repeat, blank or replace bytes."""
+    way, at = random.randrange(6), random.randrange(len(data))
+    if way == 0:
+        for _ in range(random.randrange(1, 20)):
+            data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    elif way == 1:
+        del data[at:]
+    elif way == 2:
+        data[at : at + random.randrange(1, 200)] = random.randbytes(random.randrange(200))
+    elif way == 3:
+        data[at:at] = data[at : at + random.randrange(1, 2000)]
+    elif way == 4:
+        data[at : at + random.randrange(1, 5000)] = bytes(random.randrange(1, 5000))
+    else:
+        data[:] = random.randbytes(random.randrange(3000))
+    return data
+
+
+def fuzz_bundles(filler: MaskFiller, random: Random) -> str:
+    """Damage one file and open the bundle; half of the time its hash is put right, as a forger would."""
+    name = random.choice(FILES)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for each in FILES:
+            if each != name:
+                shutil.copy(SHIPPED / each, folder)
+        (folder / name).write_bytes(damage(bytearray((SHIPPED / name).read_bytes()), random))
+        forged = name in ("tokenizer.json", "model.int8.weights") and random.random() < 0.5
+        if forged:
+            values = json.loads((SHIPPED / FILES[0]).read_text(encoding="utf-8"))
+            stored = hash_file(folder / name)
+            values["files"][name] = {"bytes": stored.bytes, "sha256": stored.sha256}
+            (folder / FILES[0]).write_text(json.dumps(values), encoding="utf-8")
+        result = MaskFiller(folder, device="cpu", threads=1).fill(PROBE)
+    if not forged:
+        assert result == filler.fill(PROBE)
+    return "answered, forged" if forged else "answered"
+
+
+PARTS: dict[str, Callable[[MaskFiller, Random], str]] = {
+    "texts": fuzz_texts,
+    "arguments": fuzz_arguments,
+    "bundles": fuzz_bundles,
+}
+
+
+def main(part: str, count: int, seed: int) -> int:
+    """Run one part `count` times and print how often each outcome came."""
+    filler = MaskFiller(device="cpu", threads=1)
+    outcomes: Counter[str] = Counter()
+    for case in range(seed, seed + count):
+        try:
+            outcomes[PARTS[part](filler, Random(case))] += 1
+        except MlmInferError as error:
+            if "\n" in str(error):
+                sys.stderr.write(f"{part}, case {case}: more than one line: {error!r}")
+                return 1
+            outcomes["InputError" if isinstance(error, InputError) else type(error).__name__] += 1
+        except BaseException:
+            sys.stderr.write(f"{part}, case {case}: {traceback.format_exc()}")
+            return 1
+    sys.stdout.write(json.dumps(outcomes) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -1,0 +1,31 @@
+"""Whatever goes in: a right answer or an error of this package, and a process that lives."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .sizes import report, sizes
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_BATCH = 5_000
+_SHARES = {"texts": 0.7, "arguments": 0.2, "bundles": 0.1}
+
+
+@sizes("count", short=1_000, full=100_000)
+@pytest.mark.parametrize("part", _SHARES)
+def test_fuzzed(part: str, count: int) -> None:
+    """Texts of any characters, arguments of any kind, bundle files with bytes changed."""
+    outcomes: Counter[str] = Counter()
+    cases = int(count * _SHARES[part])
+    for start in range(0, cases, _BATCH):
+        batch = str(min(_BATCH, cases - start))
+        command = [sys.executable, "-m", "tests.soak.fuzz", part, batch, str(start)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
+        outcomes.update(json.loads(done.stdout))
+    report(f"{cases:,} fuzzed {part}: " + ", ".join(f"{number:,} {name}" for name, number in outcomes.most_common()))
+    assert sum(outcomes.values()) == cases

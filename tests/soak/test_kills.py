@@ -1,0 +1,120 @@
+"""Export and training killed at any moment: the output is absent or complete, and the next run works."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+from transformers import AutoModelForMaskedLM
+
+from mlm_infer import MaskFiller
+from mlm_infer.inspection import verify_bundle
+
+from .sizes import report, sizes
+
+_TRAIN = "--data movie-reviews --max-train-blocks 64 --max-validation-blocks 16 --block-size 32 --epochs 2"
+
+
+def kill(command: Sequence[str | Path], after: float, sign: Callable[[], bool] | None) -> bool:
+    """Run a command and kill it, once a sign is seen if one is asked for; tell whether it was still running."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while sign is not None and not sign() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(after)
+        running = process.poll() is None
+        process.kill()
+    return running
+
+
+def kill_often(
+    command: list[str | Path], kills: int, output: Path, check: Callable[[], None], sign: Callable[[], bool]
+) -> None:
+    """Kill a command at random moments, every other time near its end, and look at the output after each."""
+    random = Random(kills)
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.perf_counter() - started
+    check()
+    forced = "--force" in command
+    hit = left = 0
+    for number in range(kills):
+        if output.exists() and not forced:
+            for path in output.iterdir():
+                path.unlink()
+            output.rmdir()
+        if number % 2:
+            hit += kill(command, random.uniform(0, 0.3), sign)
+        else:
+            hit += kill(command, random.uniform(0, seconds), None)
+        if output.exists():
+            check()
+            left += 1
+    done = subprocess.run([*command, *([] if forced else ["--force"])], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check()
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    report(f"{command[0]}{' --force' if forced else ''}: {hit} of {kills} kills in time, {left} left a whole output")
+
+
+@sizes("kills", short=2, full=24)
+@pytest.mark.parametrize("force", [False, True])
+def test_killed_export(kills: int, force: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """A bundle that is there passes every check."""
+    output = tmp_path / "out"
+
+    def check() -> None:
+        assert list(verify_bundle(output))
+        MaskFiller(output).fill("A [MASK] film.")
+
+    def written() -> bool:
+        return any(tmp_path.glob(".out.export-*/bundle/mlm_infer.json"))
+
+    command: list[str | Path] = ["mlm-export", tiny["bert"], output, *(["--force"] * force)]
+    kill_often(command, kills, output, check, written)
+
+
+@sizes("kills", short=2, full=16)
+@pytest.mark.parametrize("force", [False, True])
+def test_killed_training(kills: int, force: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """A checkpoint that is there has its report and loads."""
+    output = tmp_path / "out"
+
+    def check() -> None:
+        names = {path.name for path in output.iterdir()}
+        assert {"model.safetensors", "tokenizer.json", "training_report.json", "training_curve.png"} <= names
+        AutoModelForMaskedLM.from_pretrained(output)
+
+    def saved() -> bool:
+        return (tmp_path / ".out.training/model.safetensors").exists()
+
+    command: list[str | Path] = [
+        "mlm-train",
+        "--model",
+        tiny["bert"],
+        "--output",
+        output,
+        *_TRAIN.split(),
+        *(["--force"] * force),
+    ]
+    kill_often(command, kills, output, check, saved)
+
+
+@sizes("kills", short=1, full=8)
+def test_killed_training_resumes(kills: int, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Killed while a checkpoint is written or later: --resume goes on, or says that there is nothing to resume."""
+    random = Random(kills)
+    output, work = tmp_path / "out", tmp_path / ".out.training"
+    command: list[str | Path] = ["mlm-train", "--model", tiny["bert"], "--output", output, *_TRAIN.split(), "--force"]
+    resumed = 0
+    for _ in range(kills):
+        kill(command, random.uniform(0, 0.05), lambda: any(work.glob("checkpoint-*")))
+        done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+        resumed += done.returncode == 0
+        if done.returncode:
+            assert "nothing to resume" in done.stderr, done.stderr
+            subprocess.run(command, check=True, capture_output=True)
+        AutoModelForMaskedLM.from_pretrained(output)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    report(f"mlm-train killed around a checkpoint {kills} times: {resumed} resumed, {kills - resumed} began anew")

@@ -1,0 +1,305 @@
+"""Provoke every fault there is a message for, and print what the user sees: docs/faults.md.
+
+    python tools/faults.py > docs/faults.md
+
+Each fault is made in a scratch folder with a copy of the shipped bundle in `bundle` and a tiny checkpoint in
+`checkpoint`, and met by a real command.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from places import full_disk, read_only
+from tiny_models import BUILDERS
+from transformers import AutoModel, GPT2Config
+
+from mlm_infer.bundle import hash_file
+
+# ruff: noqa: S603
+
+SHIPPED = Path(__file__).resolve().parent.parent / "mlm_infer/resources/english-small"
+GRAPH, WEIGHTS, TOKENIZER = "model.int8.onnx", "model.int8.weights", "tokenizer.json"
+FILL = 'mlm-fill "A [MASK] film." -m bundle'
+TRAIN = "mlm-train --model checkpoint --data text.txt --output out"
+EXPORT = "mlm-export checkpoint out"
+TESTED = "python -c \"from mlm_infer import MaskFiller; MaskFiller('bundle', self_test=True)\""
+
+HEADER = """# Faults
+
+What goes wrong, and the line that a user sees. `python tools/faults.py > docs/faults.md` makes this table: it
+provokes each fault and runs the command; a test holds the table to it. In Python the same text is the message of
+an exception (see [guide.md](guide.md)). Commands leave with status 2 for wrong usage and 1 for the rest.
+"""
+
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1"}
+
+Prepare = Callable[[Path], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault, how to make it in a scratch folder, and the command that meets it."""
+
+    name: str
+    prepare: Prepare
+    command: str = FILL
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Prepare:
+    """Return what changes the manifest."""
+
+    def prepare(folder: Path) -> None:
+        path = folder / "bundle/mlm_infer.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        change(values)
+        path.write_text(json.dumps(values), encoding="utf-8")
+
+    return prepare
+
+
+def rewrite(name: str, change: Callable[[bytes], bytes], *, forge: bool = False) -> Prepare:
+    """Return what changes a file of the bundle, and its hash too if it is to be forged."""
+
+    def prepare(folder: Path) -> None:
+        path = folder / "bundle" / name
+        path.write_bytes(change(path.read_bytes()))
+        if forge:
+            stored = hash_file(path)
+            edit(lambda v: v["files"].update({name: {"bytes": stored.bytes, "sha256": stored.sha256}}))(folder)
+
+    return prepare
+
+
+def flip(data: bytes) -> bytes:
+    """Flip one bit in the middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 128]) + data[middle + 1 :]
+
+
+def cut(data: bytes) -> bytes:
+    """Leave the end out."""
+    return data[:-100]
+
+
+def steal(data: bytes) -> bytes:
+    """Let a graph ask for a file of the system."""
+    model = onnx.ModelProto.FromString(data)
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    return model.SerializeToString()
+
+
+def shuffle(data: bytes) -> bytes:
+    """Return random bytes instead."""
+    return np.random.default_rng(0).integers(0, 60, len(data), np.uint8).tobytes()
+
+
+def outside(folder: Path) -> None:
+    """Put the weights elsewhere and leave a link."""
+    (folder / "bundle" / WEIGHTS).rename(folder / "elsewhere")
+    (folder / "bundle" / WEIGHTS).symlink_to("../elsewhere")
+
+
+def killed(command: str, sign: str) -> Prepare:
+    """Return what kills a command once a file is there."""
+
+    def prepare(folder: Path) -> None:
+        silent = subprocess.DEVNULL
+        with subprocess.Popen(command.split(), cwd=folder, stdout=silent, stderr=silent) as process:
+            while not any(folder.glob(sign)) and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+
+    return prepare
+
+
+def other_model(folder: Path) -> None:
+    """Make the checkpoint of a model of another kind."""
+    GPT2Config(n_layer=1).save_pretrained(folder / "gpt2")
+
+
+def headless(folder: Path) -> None:
+    """Make an encoder without its head."""
+    AutoModel.from_pretrained(folder / "checkpoint").save_pretrained(folder / "encoder")
+    for name in (TOKENIZER, "tokenizer_config.json"):
+        shutil.copy(folder / "checkpoint" / name, folder / "encoder")
+
+
+def put(name: str, content: bytes) -> Prepare:
+    """Return what writes a file."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def vnni(values: dict[str, Any]) -> None:
+    """Say that int8 was made for a processor with VNNI instructions."""
+    values["models"]["int8"]["cpu"] = "avx512_vnni"
+
+
+def nothing(folder: Path) -> None:
+    """Prepare nothing."""
+
+
+def words(count: int) -> str:
+    """Return a text of so many words and a mask."""
+    return f"A {'good ' * count}[MASK]."
+
+
+# A processor that this machine is not: all that decides is the list of its flags.
+OLD_CPU = (
+    "python -c \"import mlm_infer.cpu as cpu; cpu.cpu_flags = lambda: {'avx2'}; "
+    "from mlm_infer.cli import main; main(['A [MASK].', '-m', 'bundle'])\""
+)
+
+GROUPS: dict[str, list[Fault]] = {
+    "A bundle": [
+        Fault("no such folder", nothing, 'mlm-fill "A [MASK]." -m nowhere'),
+        Fault("an empty folder", lambda folder: (folder / "empty").mkdir(), 'mlm-fill "A [MASK]." -m empty'),
+        Fault("a checkpoint, not exported", nothing, 'mlm-fill "A [MASK]." -m checkpoint'),
+        *(
+            fault
+            for name in (TOKENIZER, GRAPH, WEIGHTS)
+            for fault in (
+                Fault(f"{name} missing", lambda folder, name=name: (folder / "bundle" / name).unlink()),
+                Fault(f"{name}: one bit flipped", rewrite(name, flip)),
+                Fault(f"{name} cut short", rewrite(name, cut)),
+            )
+        ),
+        Fault("manifest missing", lambda folder: (folder / "bundle/mlm_infer.json").unlink()),
+        Fault("manifest: one bit flipped", rewrite("mlm_infer.json", flip)),
+        Fault("manifest cut short", rewrite("mlm_infer.json", lambda data: data[:200])),
+        Fault("manifest of a gigabyte", lambda folder: os.truncate(folder / "bundle/mlm_infer.json", 1 << 30)),
+        Fault("manifest without a schema", edit(lambda v: v.pop("schema"))),
+        Fault("manifest of a newer version", edit(lambda v: v.update(schema=99))),
+        Fault("a field missing", edit(lambda v: v.pop("mask_id"))),
+        Fault("a field of the wrong type", edit(lambda v: v.update(inputs="input_ids"))),
+        Fault("an id outside the vocabulary", edit(lambda v: v.update(pad_id=v["vocab_size"]))),
+        Fault("a length that is none", edit(lambda v: v.update(max_length=-1))),
+        Fault("an unknown input", edit(lambda v: v["inputs"].append("position_ids"))),
+        Fault("a file outside the folder", edit(lambda v: v["files"].update({"../x": v["files"][GRAPH]}))),
+        Fault("a link out of the folder", outside),
+        Fault("a graph that asks for another file", rewrite(GRAPH, steal, forge=True)),
+        Fault("a tokenizer for another model", edit(lambda v: v.update(mask_id=104))),
+        Fault("random weights, hashes put right", rewrite(WEIGHTS, shuffle, forge=True), "mlm-export verify bundle"),
+        Fault("no known answers, `self_test=True`", edit(lambda v: v.update(known_answers={})), TESTED),
+    ],
+    "A text or an option": [
+        Fault("no text", nothing, "mlm-fill"),
+        Fault("no mask", nothing, 'mlm-fill "A film."'),
+        Fault("an empty text", nothing, 'mlm-fill ""'),
+        Fault("too long", nothing, f'mlm-fill "{words(600)}"'),
+        Fault("a file that is not there", nothing, "mlm-fill -f nowhere.txt"),
+        Fault(
+            "a file that is not UTF-8", lambda folder: (folder / "x.txt").write_bytes(b"caf\xe9"), "mlm-fill -f x.txt"
+        ),
+        Fault("`--top-k` out of range", nothing, 'mlm-fill "A [MASK]." -k 0'),
+        Fault("a target of several tokens", nothing, 'mlm-fill "A [MASK]." -t wonderfullest'),
+        Fault("a precision that the bundle lacks", nothing, f"{FILL} --precision fp32"),
+        Fault("an unknown device", nothing, f"{FILL} --device tpu"),
+        Fault("CUDA, with the CPU's onnxruntime", nothing, f"{FILL} --device cuda"),
+        Fault(
+            "int8 for a processor with VNNI, on one without",
+            edit(lambda v: v["models"]["int8"].update(cpu="avx512_vnni")),
+            OLD_CPU,
+        ),
+    ],
+    "An export": [
+        Fault("the output exists", lambda folder: (folder / "out").mkdir(), EXPORT),
+        Fault("no such checkpoint", lambda folder: (folder / "empty").mkdir(), "mlm-export empty out"),
+        Fault("a model of another kind", other_model, "mlm-export gpt2 out"),
+        Fault("an encoder without its head", headless, "mlm-export encoder out"),
+        Fault("`--cpu` without int8", nothing, f"{EXPORT} --cpu avx2"),
+        Fault("no calibration text", nothing, f"{EXPORT} --quantize --calibration-data nowhere.txt"),
+        Fault("a pass that there is not", nothing, f"{EXPORT} --no-pass speed"),
+        Fault("a budget that int8 cannot meet", nothing, f"{EXPORT} --quantize --strict --min-agreement 1"),
+        Fault("a full disk", nothing, "mlm-export checkpoint full/out"),
+        Fault("a read-only folder", nothing, "mlm-export checkpoint locked/out"),
+        Fault("killed, then used", killed(EXPORT, ".out.export-*/bundle"), 'mlm-fill "A [MASK]." -m out'),
+        Fault("another export was first", nothing, f"{EXPORT} & sleep 0.5; {EXPORT}; wait"),
+    ],
+    "A training": [
+        Fault("no model", nothing, "mlm-train --data text.txt --output out"),
+        Fault("the output exists", lambda folder: (folder / "out").mkdir(), TRAIN),
+        Fault("no such data", nothing, TRAIN.replace("text.txt", "nowhere.txt")),
+        Fault(
+            "a column that there is not",
+            lambda folder: (folder / "x.csv").write_text("body\nA film.\n"),
+            "mlm-train --model checkpoint --data x.csv --output out",
+        ),
+        Fault(
+            "an empty file",
+            lambda folder: (folder / "x.txt").write_text(""),
+            "mlm-train --model checkpoint --data x.txt --output out",
+        ),
+        Fault("blocks longer than the model takes", nothing, f"{TRAIN} --block-size 4096"),
+        Fault("nothing to resume", nothing, f"{TRAIN} --resume"),
+        Fault("a full disk", nothing, f"{TRAIN.replace('output ', 'output full/')} --block-size 32"),
+        Fault("a read-only folder", nothing, TRAIN.replace("output ", "output locked/")),
+        Fault(
+            "killed, then used",
+            killed(f"{TRAIN} --block-size 32", ".out.training/checkpoint-*"),
+            "mlm-export out bundle-of-out",
+        ),
+    ],
+}
+
+
+def meet(fault: Fault, checkpoint: Path) -> str:
+    """Make a fault, run its command, and return the line that it ends in."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        shutil.copytree(SHIPPED, folder / "bundle")
+        shutil.copytree(checkpoint, folder / "checkpoint")
+        (folder / "text.txt").write_text("A film that one likes, and a long one.\n" * 400, encoding="utf-8")
+        fault.prepare(folder)
+        (folder / "locked").mkdir()
+        with full_disk(folder / "full", 4096) as limit, read_only(folder / "locked") as drop:
+            before = limit if "full/" in fault.command else drop if "locked/" in fault.command else None
+            command = ["bash", "-c", fault.command]
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, check=False, preexec_fn=before, env=ENVIRONMENT
+            )
+        said = r"error: |WARNING: |mlm_infer\.\w+\.\w+Error: "
+        seen = [line for line in done.stderr.splitlines() if re.match(said, line)]
+        if len(seen) != 1:
+            raise AssertionError(f"{fault.name}: {seen}\n{done.stderr}")
+        line = re.sub(r"^mlm_infer\.errors\.(\w+: )", r"\1", seen[0])
+        return _plain(line, folder)
+
+
+def _plain(line: str, folder: Path) -> str:
+    """Leave out what differs from run to run: scratch names, and digits that the processor rounds."""
+    line = line.replace(f"{folder}/", "").replace(str(folder), ".")
+    line = re.sub(r"\.export-\d+-\w+", ".export-N", line)
+    return re.sub(r"-\d+\.\d{4}", "-N", line)
+
+
+def table() -> str:
+    """Provoke every fault and return the document."""
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
+        checkpoint = BUILDERS["bert"](Path(scratch) / "checkpoint")
+        lines = [HEADER]
+        for title, faults in GROUPS.items():
+            lines += [f"## {title}", "", "| fault | what the user sees |", "|---|---|"]
+            seen = list(pool.map(lambda fault: meet(fault, checkpoint), faults))
+            for fault, line in zip(faults, seen, strict=True):
+                lines.append(f"| {fault.name} | `{line.replace('|', chr(92) + '|')}` |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())
