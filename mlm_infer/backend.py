@@ -12,7 +12,7 @@ from .cpu import cpu_kind, suits_this_cpu
 from .errors import DeviceError, InputError
 from .onnx_scan import check_graph
 
-__all__ = ["BACKENDS", "Backend", "BackendType", "open_model"]
+__all__ = ["BACKENDS", "Backend", "BackendType", "backend_type", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def backend_type(name: str) -> BackendType:
     return Session
 
 
-def open_model(
+def open_backend(
     manifest: Manifest, folder: Path, *, backend: str, device: str, precision: str, threads: int | None
 ) -> tuple[str, Backend]:
     """Choose a model of a bundle and open it, after checking its files.

@@ -12,7 +12,7 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
-from .backend import Backend, open_model
+from .backend import Backend, open_backend
 from .bundle import TOKENIZER, TORCHSCRIPT
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
@@ -103,7 +103,7 @@ class MaskFiller:
         encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
         def open_chosen() -> tuple[str, Backend]:
-            return open_model(manifest, folder, backend=backend, device=device, precision=precision, threads=threads)
+            return open_backend(manifest, folder, backend=backend, device=device, precision=precision, threads=threads)
 
         chosen, session = open_chosen()
         predictor = Predictor(session, lambda: open_chosen()[1], manifest)
