@@ -29,7 +29,7 @@ test: $(STAMP)  ## Run the tests
 	python -m pytest -q
 
 soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (about an hour)
-	python -m pytest -q -s -m soak tests/soak
+	python -m pytest -q -s -m soak tests
 
 lint: $(STAMP)  ## Check style and types
 	ruff check .
