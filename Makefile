@@ -32,7 +32,7 @@ gpu-wheel: $(STAMP)  ## Test what onnxruntime-gpu does where there is no GPU (do
 	python -m pytest -q -m gpu_wheel
 
 soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (about an hour)
-	python -m pytest -q -s -m soak tests/soak
+	python -m pytest -q -s -m soak tests
 
 lint: $(STAMP)  ## Check style and types
 	ruff check .

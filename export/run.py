@@ -182,6 +182,10 @@ def _workplace(target: Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
         yield work
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(target)  # a full disk does not say which
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
