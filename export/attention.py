@@ -93,8 +93,9 @@ def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    users = list(value.uses())
-    return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
+    """Return the one node that takes a value, but for what asks for its shape alone."""
+    users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
 def _perm(node: ir.Node) -> tuple[int, ...]:

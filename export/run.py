@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mlm_infer.bundle import MANIFEST, TOKENIZER, Manifest, ModelFile, hash_file
-from mlm_infer.checkpoint import open_checkpoint
+from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.cpu import CpuKind, cpu_kind
 from mlm_infer.errors import ExportError, InputError, ModelError, OutputExistsError
 from mlm_infer.session import Session
@@ -30,10 +29,12 @@ from .parity import (
     ParityReport,
     compare,
     make_batches,
+    mixes_padding,
     reference,
 )
 from .serving import PASSES, build_serving_graph
-from .to_onnx import max_length, optimum_export
+from .to_onnx import optimum_export
+from .tokenizer import plain_tokenizer
 
 __all__ = ["export_bundle"]
 
@@ -98,18 +99,18 @@ def export_bundle(
             f"{model} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random numbers; "
             "fine-tune it first with mlm-train, or name a checkpoint with its masked-language-model head"
         )
-    if not tokenizer.is_fast:
-        raise ModelError(f"{model} has no fast tokenizer (tokenizer.json), which the run time needs")
+    plain = plain_tokenizer(tokenizer)
     loaded.eval()
     with _workplace(target) as work:
         bundle = work / "bundle"
         bundle.mkdir()
         step("exporting through Optimum")
-        exported = optimum_export(loaded, work / "optimum")
+        exported = optimum_export(loaded, work / "optimum", tokenizer.model_input_names)
         step("building the serving graph")
         longest = max_length(loaded, tokenizer.model_max_length)
         probe = dict(shape_batches(tokenizer, sentences, min(longest, 32)))
-        serving = build_serving_graph(exported, _vocabulary(loaded), _mixed(probe), without=without_passes)
+        mixed = _mixed(probe)
+        serving = build_serving_graph(exported, _vocabulary(loaded), mixed, without=without_passes)
         models = {"fp32": _save(serving.model, bundle, "fp32", None, serving.details())}
         if "int8" in precisions:
             kind = cpu or cpu_kind()
@@ -127,7 +128,7 @@ def export_bundle(
             (bundle / unwanted.file).unlink()
             (bundle / unwanted.weights).unlink()
         cases = tuple(case for case in cases if case.precision in models)
-        _save_tokenizer(tokenizer, bundle / TOKENIZER)
+        plain.save(str(bundle / TOKENIZER))
         manifest = Manifest(
             source=_source(model, loaded),
             architecture=loaded.config.model_type,
@@ -142,6 +143,7 @@ def export_bundle(
             parity={},
             files={path.name: hash_file(path) for path in sorted(bundle.iterdir())},
             created_with=_versions(),
+            mixes_padding=mixes_padding(loaded, mixed, serving.inputs),
         )
         sizes = {
             precision: manifest.files[each.file].bytes + manifest.files[each.weights].bytes
@@ -205,7 +207,7 @@ def _parity(
     sessions = {precision: Session(bundle / each.file, kind="cpu") for precision, each in models.items()}
     found: list[ParityCase] = []
     for name, batches in make_batches(tokenizer, longest).items():
-        pairs = [(batch, reference(model, batch)) for batch in batches]
+        pairs = [(batch, reference(model, batch, inputs)) for batch in batches]
         found.extend(compare(precision, name, session, inputs, iter(pairs)) for precision, session in sessions.items())
     for case in found:
         if case.precision == "fp32" and not (
@@ -233,13 +235,6 @@ def _mixed(batches: dict[str, Batch]) -> Batch:
 
 def _vocabulary(model: PreTrainedModel) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
-
-
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    plain.no_padding()
-    plain.no_truncation()
-    plain.save(str(path))
 
 
 def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

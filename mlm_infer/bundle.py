@@ -69,6 +69,8 @@ class Manifest:
         files: Size and sha256 of every file but the manifest.
         created_with: Versions of the packages that made the bundle.
         schema: Version of this layout.
+        mixes_padding: Whether padding changes this model's answers, as where it runs a convolution over a text:
+            only texts of one length then share a run.
     """
 
     source: dict[str, Any]
@@ -85,6 +87,7 @@ class Manifest:
     files: dict[str, StoredFile]
     created_with: dict[str, str]
     schema: int = SCHEMA
+    mixes_padding: bool = False
 
     def to_json(self) -> str:
         """Return the text of `mlm_infer.json`."""
@@ -181,4 +184,7 @@ def _parse(path: Path, values: Mapping[str, Any]) -> Manifest:
         if Path(name).name != name:
             raise BundleError(f"{path} names the file {name!r}; a bundle's files lie in its own folder")
     known = {name: values[name] for name in expected} | {"inputs": tuple(values["inputs"])}
-    return Manifest(**known | {"models": models, "files": files, "schema": values["schema"]})
+    mixes_padding = values.get("mixes_padding", False) is True
+    return Manifest(
+        **known | {"models": models, "files": files, "schema": values["schema"], "mixes_padding": mixes_padding}
+    )

@@ -220,7 +220,7 @@ class MaskFiller:
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Return for each text the token ids and log-probabilities, both [masks, k], best first."""
         answers: list[Any] = [None] * len(texts)
-        for batch in _batches([len(text.ids) for text in texts]):
+        for batch in _batches([len(text.ids) for text in texts], same=self._manifest.mixes_padding):
             chosen = [texts[row] for row in batch]
             ids, logprobs = self._run(chosen, top_k, target_ids)
             ends = np.cumsum([len(text.positions) for text in chosen])[:-1]
@@ -298,11 +298,12 @@ class MaskFiller:
         return rows[0] if single else rows
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield row numbers, grouped by like length so that no batch exceeds the token budget with its padding."""
+def _batches(lengths: Sequence[int], *, same: bool = False) -> Iterator[list[int]]:
+    """Yield row numbers, grouped by like (or the same) length so that no batch exceeds the budget with its padding."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[row] * (len(batch) + 1) > TOKEN_BUDGET:
+        longer = batch and lengths[row] > lengths[batch[0]]
+        if batch and (lengths[row] * (len(batch) + 1) > TOKEN_BUDGET or (same and longer)):
             yield batch
             batch = []
         batch.append(row)

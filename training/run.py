@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mlm_infer.checkpoint import open_checkpoint
+from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.errors import InputError, OutputExistsError
 
 from .blocks import freeze_masks, make_blocks, mask_collator
@@ -78,7 +78,7 @@ def fine_tune(
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.dropout
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", config.block_size))
+    longest = max_length(model, tokenizer.model_max_length)
     if config.block_size > longest:
         raise InputError(f"block_size is {config.block_size}, but {config.model} takes at most {longest} tokens")
 
