@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from mlm_infer.checkpoint import special_ends
+
 __all__ = ["Batch", "feeds", "mask_texts", "sentence_batches", "shape_batches"]
 
 
@@ -61,7 +63,8 @@ def mask_texts(
         random: Chooses.
         share: From 0 to 1.
     """
-    whole = [tokenizer.build_inputs_with_special_tokens(text) for text in texts]
+    begin, end = special_ends(tokenizer)
+    whole = [[*begin, *text, *end] for text in texts]
     length = max(map(len, whole))
     ids = np.full((len(whole), length), tokenizer.pad_token_id, np.int64)
     attention = np.zeros_like(ids)

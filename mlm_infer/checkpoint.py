@@ -8,7 +8,7 @@ from .errors import DependencyError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["max_length", "open_checkpoint"]
+__all__ = ["max_length", "open_checkpoint", "special_ends"]
 
 
 def open_checkpoint(
@@ -79,3 +79,18 @@ def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
     if getattr(model.config, "attention_type", None) == "block_sparse":
         limits.append((5 + 2 * model.config.num_random_blocks) * model.config.block_size)
     return min(limits)
+
+
+def special_ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before and after a text.
+
+    `build_inputs_with_special_tokens` does not know them where the class is `PreTrainedTokenizerFast` itself, as
+    ModernBERT's is: they stand in `tokenizer.json`.
+
+    Args:
+        tokenizer: One with a mask.
+    """
+    whole: list[int] = tokenizer(tokenizer.mask_token)["input_ids"]
+    inner = tokenizer(tokenizer.mask_token, add_special_tokens=False)["input_ids"]
+    start = next(at for at in range(len(whole)) if whole[at : at + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]

@@ -19,11 +19,31 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerBa
 
 from mlm_infer.samples import movie_reviews
 
-__all__ = ["BUILDERS"]
+__all__ = ["BUILDERS", "WIDE"]
 
 _VOCABULARY = 2000
 _LONGEST = 64
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "hidden_dim": 64,  # DistilBERT's name for the same
+    "embedding_size": 32,
+    "max_position_embeddings": _LONGEST,
+    "block_size": 4,
+}
+WIDE = _TINY | {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "intermediate_size": 1024,
+    "hidden_dim": 1024,
+    "embedding_size": 256,
+    "max_position_embeddings": 512,
+    "block_size": 64,
+}
+"""Sizes at which the time is the model's and not the tokenizer's."""
+
 _BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 _ROBERTA_TOKENS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 _BIG_BIRD_TOKENS = {
@@ -140,16 +160,19 @@ def _residues() -> PreTrainedTokenizerBase:
 
 
 def _build(
-    architecture: str, tokenizer: Callable[[], PreTrainedTokenizerBase], options: dict[str, Any], folder: Path
+    architecture: str,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    options: dict[str, Any],
+    folder: Path,
+    *,
+    sizes: dict[str, int] = _TINY,
 ) -> Path:
     """Write a checkpoint with large random weights: its answers depend on the text and have no near ties."""
     made = tokenizer()
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=len(made),
-        pad_token_id=made.pad_token_id,
-        **{"max_position_embeddings": _LONGEST, **_SIZES, **options},
-    )
+    made.model_max_length = sizes["max_position_embeddings"]
+    values = {"pad_token_id": made.pad_token_id, **sizes, **options}
+    values["max_position_embeddings"] += values.pop("offset", 0)
+    config = AutoConfig.for_model(architecture, vocab_size=len(made), **values)
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +188,7 @@ def _build(
 
 
 _NARROW = {"embedding_size": 16}
-_OFFSET = {"max_position_embeddings": _LONGEST + 2, "type_vocab_size": 1}
+_OFFSET = {"offset": 2, "type_vocab_size": 1}
 """Positions begin after the padding id, 1: 66 hold 64 tokens."""
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
 
@@ -174,7 +197,7 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str
     "bert": (partial(_word_piece, "BertTokenizerFast", lowercase=False), {}),
     "big_bird": (
         partial(_unigram, "BigBirdTokenizerFast", _BIG_BIRD_TOKENS),
-        {"block_size": 4, "num_random_blocks": 3},
+        {"num_random_blocks": 3},
     ),
     "camembert": (partial(_unigram, "CamembertTokenizerFast", _ROBERTA_TOKENS), _OFFSET),
     "convbert": (partial(_word_piece, "ConvBertTokenizerFast"), _NARROW),
@@ -192,7 +215,7 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str
     ),
     "distilbert": (
         partial(_word_piece, "DistilBertTokenizerFast"),
-        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        {},
     ),
     "electra": (partial(_word_piece, "ElectraTokenizerFast"), _NARROW),
     "esm": (
@@ -206,7 +229,7 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str
     ),
     "flaubert": (_word_bpe, {"pad_index": 2}),
     "ibert": (_roberta_bpe, _OFFSET),
-    "longformer": (_roberta_bpe, _OFFSET | {"attention_window": [8, 8]}),
+    "longformer": (_roberta_bpe, _OFFSET | {"attention_window": 8}),
     "megatron-bert": (partial(_word_piece, "BertTokenizerFast"), {}),
     "mobilebert": (partial(_word_piece, "MobileBertTokenizerFast"), _NARROW | {"intra_bottleneck_size": 16}),
     "modernbert": (
@@ -229,12 +252,12 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str
     ),
     "roberta": (_roberta_bpe, _OFFSET),
     "roformer": (partial(_word_piece, "BertTokenizerFast"), _NARROW | {"rotary_value": False}),
-    "squeezebert": (partial(_word_piece, "SqueezeBertTokenizerFast"), {"embedding_size": 32}),
+    "squeezebert": (partial(_word_piece, "SqueezeBertTokenizerFast"), {}),
     "xlm": (_word_bpe, {"pad_index": 2, "n_langs": 1, "use_lang_emb": False}),
     "xlm-roberta": (partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS), _OFFSET),
 }
 
-BUILDERS: dict[str, Callable[[Path], Path]] = {
+BUILDERS: dict[str, Callable[..., Path]] = {
     name: partial(_build, name, tokenizer, options) for name, (tokenizer, options) in _ARCHITECTURES.items()
 }
 """By architecture, `model_type` of a configuration: a function that writes the model to a folder and returns it."""
