@@ -26,14 +26,16 @@ class _Match:
     heads: int
     scale: float
     masked: bool
+    bias: ir.Value | None
     last: ir.Node
 
 
 def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
-    """Replace softmax(scale * Q K^T + padding mask) V by MultiHeadAttention wherever it stands.
+    """Replace softmax(scale * Q K^T + bias + padding mask) V by MultiHeadAttention wherever it stands.
 
     A mask is taken for the padding mask if it depends on `attention_mask` alone and is the same for every
-    query; any other leaves the attention as it is. Padding must be on the right or left of whole texts, as
+    query; a bias is the same for every text, as MPNet's relative positions are. Any other leaves the attention
+    as it is. Padding must be on the right or left of whole texts, as
     `attention_mask` says.
 
     Args:
@@ -54,7 +56,7 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
         fused = add_node(
             graph,
             "MultiHeadAttention",
-            [match.query, match.key, match.value, None, padding if match.masked else None],
+            [match.query, match.key, match.value, None, padding if match.masked else None, match.bias],
             {"num_heads": match.heads, "scale": match.scale},
             domain="com.microsoft",
             before=match.last,
@@ -78,7 +80,7 @@ def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
     scores = _scores(softmax.inputs[0], shapes)
     if last is None or scores is None:
         return None
-    query_key, scale, masked = scores
+    query_key, scale, masked, bias = scores
     query, key = _heads(query_key.inputs[0], _HEADS_FIRST), _heads(query_key.inputs[1], _KEYS_TURNED)
     value = _heads(product.inputs[1], _HEADS_FIRST)
     if query is None or key is None or value is None:
@@ -89,43 +91,57 @@ def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
     if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or joined[:2] != ("B", "L") or not whole:
         return None
     total = scale * query[1] * key[1]
-    return _Match(query[0], key[0], value[0], shape[1], total, masked, last) if value[1] == 1 else None
+    return _Match(query[0], key[0], value[0], shape[1], total, masked, bias, last) if value[1] == 1 else None
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    users = list(value.uses())
-    return users[0].node if len(users) == 1 and users[0].node.op_type == op_type else None
+    """Return the one node that takes a value, but for what asks for its shape alone."""
+    users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
 def _perm(node: ir.Node) -> tuple[int, ...]:
     return tuple(node.attributes.get_ints("perm", []))
 
 
-def _scores(value: ir.Value | None, shapes: dict[str, Shape]) -> tuple[ir.Node, float, bool] | None:
-    """Walk from the softmax to Q K^T; return it, the factor on the way, and whether padding is masked."""
-    scale, masked = 1.0, False
+def _scores(value: ir.Value | None, shapes: dict[str, Shape]) -> tuple[ir.Node, float, bool, ir.Value | None] | None:
+    """Walk from the softmax to Q K^T; return it, the factor on the way, whether padding is masked, and the bias."""
+    scale, masked, bias = 1.0, False, None
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "MatMul":
-            return node, scale, masked
+            return node, scale, masked, bias
         scaled = _scalar_product(node)
         if scaled is not None:
             value, factor = scaled
             scale *= factor
             continue
+        sides = [side for side in node.inputs if side is not None]
+        biases: list[ir.Value] = []
         if node.op_type == "Add" and len(node.inputs) == 2:
-            sides = [side for side in node.inputs if side is not None]
             masks = [side for side in sides if _is_padding_mask(side, shapes)]
-        elif node.op_type == "Where" and node.inputs[0] is not None and _is_padding_mask(node.inputs[0], shapes):
-            sides = [side for side in node.inputs if side is not None and constant_of(side) is None]
-            masks = [node.inputs[0]]
+            biases = [source for side in sides if _is_bias(source := _unexpanded(side), shapes)]
+        elif node.op_type == "Where" and _is_padding_mask(sides[0], shapes):
+            masks = sides[:1]
+            sides = [side for side in sides if constant_of(side) is None]
         else:
             return None
-        rest = [side for side in sides if side not in masks]
-        # A factor between the softmax and the mask would scale the mask as well.
-        if len(masks) != 1 or len(rest) != 1 or masked or scale != 1:
+        rest = [side for side in sides if side not in masks and _unexpanded(side) not in biases]
+        # A factor between the softmax and a summand would scale that as well.
+        if len(masks) + len(biases) != 1 or len(rest) != 1 or scale != 1 or (masks and masked) or (biases and bias):
             return None
-        masked, value = True, rest[0]
+        masked, bias, value = masked or bool(masks), biases[0] if biases else bias, rest[0]
     return None
+
+
+def _unexpanded(value: ir.Value) -> ir.Value:
+    while (node := value.producer()) is not None and node.op_type == "Expand" and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _is_bias(value: ir.Value, shapes: dict[str, Shape]) -> bool:
+    shape = shapes.get(value.name or "", ())
+    return len(shape) == 4 and shape[0] == 1 and isinstance(shape[1], int) and shape[2:] == ("L", "L")
 
 
 def _scalar_product(node: ir.Node) -> tuple[ir.Value, float] | None:
@@ -166,12 +182,9 @@ def _heads(value: ir.Value | None, wanted: tuple[int, ...]) -> tuple[ir.Value, f
 
 def _is_padding_mask(value: ir.Value, shapes: dict[str, Shape]) -> bool:
     """Tell whether a value depends on `attention_mask` alone and is one row for all queries, expanded or not."""
-    node = value.producer()
-    while node is not None and node.op_type == "Expand" and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
+    value = _unexpanded(value)
     shape = shapes.get(value.name or "", ())
-    if node is None or len(shape) != 4 or shape[1:3] != (1, 1) or shape[3] != "L":
+    if value.producer() is None or len(shape) != 4 or shape[1:3] != (1, 1) or shape[3] != "L":
         return False
     sources: set[str] = set()
     pending, seen = [value], set[ir.Value]()

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from mlm_infer.checkpoint import special_ends
+
 __all__ = ["Batch", "feeds", "mask_texts", "sentence_batches", "shape_batches"]
 
 
@@ -61,7 +63,8 @@ def mask_texts(
         random: Chooses.
         share: From 0 to 1.
     """
-    whole = [tokenizer.build_inputs_with_special_tokens(text) for text in texts]
+    begin, end = special_ends(tokenizer)
+    whole = [[*begin, *text, *end] for text in texts]
     length = max(map(len, whole))
     ids = np.full((len(whole), length), tokenizer.pad_token_id, np.int64)
     attention = np.zeros_like(ids)
@@ -99,7 +102,7 @@ def sentence_batches(
         share: Of the other tokens to mask as well.
         size: Sentences a batch.
     """
-    encoded = tokenizer(list(sentences), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = _token_ids(tokenizer, sentences)
     order = sorted((ids[:room] for ids in encoded if ids), key=len)
     random = np.random.default_rng(0)
     return [mask_texts(tokenizer, order[at : at + size], random, share=share) for at in range(0, len(order), size)]
@@ -115,7 +118,7 @@ def shape_batches(
         sentences: The text.
         longest: Most tokens a text, special ones included.
     """
-    encoded = tokenizer(list(sentences), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = _token_ids(tokenizer, sentences)
     stream = cycle(chain.from_iterable(encoded))
     random = np.random.default_rng(0)
     special = tokenizer.num_special_tokens_to_add()
@@ -123,3 +126,14 @@ def shape_batches(
         texts = [[next(stream) for _ in range(max(1, min(length, longest) - special))] for length in shape]
         batch = mask_texts(tokenizer, texts, random, share=0.15)
         yield f"{len(shape)} x {batch.input_ids.shape[1]}", batch
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[list[int]]:
+    """Tokenize; a vocabulary that knows less than half of it, such as one of residues, has its own tokens drawn."""
+    encoded: list[list[int]] = tokenizer(list(sentences), add_special_tokens=False, verbose=False)["input_ids"]
+    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded)
+    if 2 * unknown <= sum(map(len, encoded)):
+        return encoded
+    ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    random = np.random.default_rng(0)
+    return [random.choice(ordinary, len(ids)).tolist() for ids in encoded]

@@ -1,7 +1,7 @@
 """How far an exported model is from PyTorch, at the masked positions of real text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from mlm_infer.tables import format_table
 from .batches import Batch, feeds, sentence_batches, shape_batches
 from .int8 import Budget
 
-__all__ = ["Batch", "ParityCase", "ParityReport", "check_case", "compare", "make_batches", "reference"]
+__all__ = [
+    "Batch",
+    "ParityCase",
+    "ParityReport",
+    "check_case",
+    "compare",
+    "make_batches",
+    "mixes_padding",
+    "reference",
+]
 
 SCORE_TOLERANCE = 1e-5
 """Largest difference of a probability that an fp32 export may have from PyTorch."""
@@ -122,16 +131,43 @@ def make_batches(tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, 
     return batches
 
 
+def reference(model: PreTrainedModel, batch: Batch, inputs: Sequence[str]) -> NDArray[np.float32]:
+    """Return PyTorch's log-probabilities at the masks, [masks, vocabulary].
+
+    Args:
+        model: The model.
+        batch: What to run it on.
+        inputs: Names of the inputs to give it.
+    """
+    found = _logprobs(model, feeds(batch, inputs), inputs)
+    result: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[batch.flat]
+    return result
+
+
+def mixes_padding(model: PreTrainedModel, batch: Batch, inputs: Sequence[str]) -> bool:
+    """Tell whether PyTorch answers the shortest text of a batch otherwise when it is padded.
+
+    Args:
+        model: The model.
+        batch: Texts of several lengths.
+        inputs: Names of the inputs to give it.
+    """
+    lengths = batch.attention_mask.sum(axis=1)
+    row, length = int(lengths.argmin()), int(lengths.min())
+    arrays = feeds(batch, inputs)
+    padded, alone = (
+        _logprobs(model, {name: arrays[name][row : row + 1, :end] for name in inputs}, inputs)[0, :length]
+        for end in (None, length)
+    )
+    return float(np.abs(padded - alone).max()) > LOGPROB_TOLERANCE
+
+
 @torch.inference_mode()
-def reference(model: PreTrainedModel, batch: Batch) -> NDArray[np.float32]:
-    """Return PyTorch's log-probabilities at the masks, [masks, vocabulary]."""
-    inputs = {
-        "input_ids": torch.from_numpy(batch.input_ids),
-        "attention_mask": torch.from_numpy(batch.attention_mask),
-    }
-    logits = model(**inputs).logits
-    rows = logits.reshape(-1, logits.shape[-1])[torch.from_numpy(batch.flat)]
-    result: NDArray[np.float32] = torch.log_softmax(rows.float(), -1).numpy()
+def _logprobs(
+    model: PreTrainedModel, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]
+) -> NDArray[np.float32]:
+    logits = model(**{name: torch.from_numpy(arrays[name]) for name in inputs}).logits
+    result: NDArray[np.float32] = torch.log_softmax(logits.float(), -1).numpy()
     return result
 
 

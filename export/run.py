@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mlm_infer.backend import BACKENDS, backend_type
 from mlm_infer.bundle import MANIFEST, TOKENIZER, TORCHSCRIPT, Manifest, ModelFile, hash_file
-from mlm_infer.checkpoint import open_checkpoint
+from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.cpu import CpuKind, cpu_kind
 from mlm_infer.errors import InputError, ModelError
 from mlm_infer.folders import check_output, move_into_place
@@ -28,10 +27,11 @@ from mlm_infer.known_answers import record_answers
 from .batches import Batch, shape_batches
 from .fp16 import rounded_as_on_gpu, to_fp16
 from .int8 import Budget, calibration_sentences, quantize_within
-from .parity import ParityCase, ParityReport, check_case, compare, make_batches, reference
+from .parity import ParityCase, ParityReport, check_case, compare, make_batches, mixes_padding, reference
 from .serving import PASSES, build_serving_graph
-from .to_onnx import max_length, optimum_export
+from .to_onnx import optimum_export
 from .to_torchscript import TORCHSCRIPT_INPUTS, torchscript_export
+from .tokenizer import plain_tokenizer
 
 __all__ = ["export_bundle"]
 
@@ -100,8 +100,7 @@ def export_bundle(
             f"{model} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random numbers; "
             "fine-tune it first with mlm-train, or name a checkpoint with its masked-language-model head"
         )
-    if not tokenizer.is_fast:
-        raise ModelError(f"{model} has no fast tokenizer (tokenizer.json), which the run time needs")
+    plain = plain_tokenizer(tokenizer)
     loaded.eval()
     with _workplace(target) as work:
         bundle = work / "bundle"
@@ -112,7 +111,7 @@ def export_bundle(
         models: dict[str, ModelFile] = {}
         if "onnx" in formats:
             step("exporting through Optimum")
-            exported = optimum_export(loaded, work / "optimum")
+            exported = optimum_export(loaded, work / "optimum", tokenizer.model_input_names)
             step("building the serving graph")
             serving = build_serving_graph(exported, _vocabulary(loaded), mixed, without=without_passes)
             inputs = serving.inputs
@@ -143,7 +142,7 @@ def export_bundle(
             for name in models.pop(precision).names:
                 (bundle / name).unlink()
         cases = tuple(case for case in cases if case.precision in models)
-        _save_tokenizer(tokenizer, bundle / TOKENIZER)
+        plain.save(str(bundle / TOKENIZER))
         manifest = Manifest(
             source=_source(model, loaded),
             architecture=loaded.config.model_type,
@@ -158,6 +157,7 @@ def export_bundle(
             parity={},
             files={path.name: hash_file(path) for path in sorted(bundle.iterdir())},
             created_with=_versions(),
+            mixes_padding=mixes_padding(loaded, mixed, inputs),
         )
         sizes = {
             precision: sum(manifest.files[name].bytes for name in each.names) for precision, each in models.items()
@@ -214,7 +214,7 @@ def _parity(
     }
     found: list[ParityCase] = []
     for name, batches in make_batches(tokenizer, longest).items():
-        pairs = [(batch, reference(model, batch)) for batch in batches]
+        pairs = [(batch, reference(model, batch, inputs)) for batch in batches]
         found.extend(compare(precision, name, session, inputs, iter(pairs)) for precision, session in sessions.items())
     for case in found:
         check_case(case, budget)
@@ -240,13 +240,6 @@ def _mixed(batches: dict[str, Batch]) -> Batch:
 
 def _vocabulary(model: PreTrainedModel) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
-
-
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    plain.no_padding()
-    plain.no_truncation()
-    plain.save(str(path))
 
 
 def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,33 +2,43 @@
 
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import onnx
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mlm_infer.errors import ExportError, ModelError
 
-__all__ = ["ENCODER_INPUTS", "max_length", "optimum_export"]
+__all__ = ["ENCODER_INPUTS", "optimum_export"]
 
 OPSET = 18
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_LEFT_OUT = frozenset(["global_attention_mask"])
+"""Inputs that Optimum offers and transformers leaves out when it fills masks."""
+_TRACED_LENGTH = 13
+"""Odd, so that a model which pads to a multiple of its window is seen to pad."""
 
 
-def optimum_export(model: PreTrainedModel, folder: Path) -> Path:
+def optimum_export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str]) -> Path:
     """Export a model through Optimum, logits at every position.
+
+    The graph takes what the tokenizer gives and no more: to XLM token types are word embeddings, and zeros
+    would add that of token 0 to every token.
 
     Args:
         model: A masked language model.
         folder: Where to write.
+        tokenizer_inputs: `model_input_names` of its tokenizer.
 
     Returns:
         Path of the ONNX file.
 
     Raises:
-        ModelError: Optimum does not export this architecture for fill-mask.
+        ModelError: Optimum does not export this architecture for fill-mask, or text alone is not enough for it.
         ExportError: The export failed.
     """
     from optimum.exporters.onnx import onnx_export_from_model
@@ -40,42 +50,64 @@ def optimum_export(model: PreTrainedModel, folder: Path) -> Path:
         raise ModelError(
             f"Optimum does not export {architecture} for fill-mask; it exports {', '.join(sorted(supported))}"
         )
-    # Optimum and the tracer report at length what is no concern of a user.
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("optimum").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            onnx_export_from_model(model, folder, task="fill-mask", opset=OPSET, do_validation=False)
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ExportError(f"Optimum could not export this {architecture}: {reason[0]}") from error
-    path = folder / "model.onnx"
-    strange = {each.name for each in onnx.load(path, load_external_data=False).graph.input} - set(ENCODER_INPUTS)
+    constructor = TasksManager.get_exporter_config_constructor(
+        "onnx", model, task="fill-mask", library_name="transformers"
+    )
+    plain = constructor(model.config)
+    strange = set(plain.inputs) - set(ENCODER_INPUTS) - _LEFT_OUT
     if strange:
         raise ModelError(
             f"this {architecture} takes the inputs {', '.join(sorted(strange))}, which a text alone does not give; "
             "it cannot be exported"
         )
-    return path
+    _check_segments(model.config)
+    wanted = {"input_ids", "attention_mask", *tokenizer_inputs} & set(ENCODER_INPUTS)
+    inputs = {name: axes for name, axes in plain.inputs.items() if name in wanted}
+    narrowed = type("TextOnnxConfig", (type(plain),), {"inputs": inputs})(model.config, task="fill-mask")
+    # Optimum and the tracer report at length what is no concern of a user.
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), _traceable_windows():
+        warnings.simplefilter("ignore")
+        try:
+            onnx_export_from_model(
+                model,
+                folder,
+                task="fill-mask",
+                opset=OPSET,
+                do_validation=False,
+                custom_onnx_configs={"model": narrowed},
+                sequence_length=_TRACED_LENGTH,
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ExportError(f"Optimum could not export this {architecture}: {reason[0]}") from error
+    return folder / "model.onnx"
 
 
-def max_length(model: PreTrainedModel, tokenizer_limit: int) -> int:
-    """Return how many tokens a text may have, special ones included.
+def _check_segments(config: Any) -> None:
+    """Refuse a Nystromformer whose landmarks are means over segments of a text of one length only."""
+    length, landmarks = (getattr(config, name, None) for name in ("segment_means_seq_len", "num_landmarks"))
+    if length != landmarks:
+        raise ModelError(
+            f"this {config.model_type} takes texts of exactly {length} tokens, segment_means_seq_len in its "
+            f"config.json, since its num_landmarks is {landmarks}; only one where the two are equal, which takes "
+            "texts of any length, can be exported"
+        )
 
-    Position embeddings with a padding index count from the one after it, so RoBERTa's 514 hold 512 tokens.
 
-    Args:
-        model: The model.
-        tokenizer_limit: `model_max_length` of its tokenizer, which may be absurdly large.
-    """
-    limits = [tokenizer_limit]
-    for name in ("max_position_embeddings", "n_positions"):
-        value = getattr(model.config, name, None)
-        if isinstance(value, int) and value > 0:
-            limits.append(value)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - offset)
-    return min(limits)
+@contextmanager
+def _traceable_windows() -> Iterator[None]:
+    """Let Longformer cut its overlapping windows by index: strides would be those of the traced length for good."""
+    original = torch.Tensor.as_strided
+
+    def windows(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+        rows = tensor.reshape(size[0], -1, size[-1])
+        starts = torch.arange(size[1]) * (stride[1] // stride[2])
+        return rows[:, starts[:, None] + torch.arange(size[2])]
+
+    torch.Tensor.as_strided = windows  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.as_strided = original  # type: ignore[method-assign]

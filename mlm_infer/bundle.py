@@ -101,6 +101,8 @@ class Manifest:
         created_with: Versions of the packages that made the bundle.
         known_answers: By precision, inputs to replay and what they must give.
         schema: Version of this layout.
+        mixes_padding: Whether padding changes this model's answers, as where it runs a convolution over a text:
+            only texts of one length then share a run.
     """
 
     source: dict[str, Any]
@@ -118,6 +120,7 @@ class Manifest:
     created_with: dict[str, str]
     known_answers: dict[str, tuple[KnownAnswer, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
+    mixes_padding: bool = False
 
     def to_json(self) -> str:
         """Return the text of `mlm_infer.json`."""

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ModelError
+from .errors import DependencyError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["open_checkpoint"]
+__all__ = ["max_length", "open_checkpoint", "special_ends"]
 
 
 def open_checkpoint(
@@ -26,6 +26,7 @@ def open_checkpoint(
 
     Raises:
         ModelError: It cannot be loaded, is no masked language model, or its tokenizer has no mask.
+        DependencyError: Its tokenizer needs a package that is not installed.
     """
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -38,6 +39,11 @@ def open_checkpoint(
             model, output_loading_info=True, dtype=torch.float32, attn_implementation=attention
         )
         tokenizer = AutoTokenizer.from_pretrained(model)
+    except ImportError as error:
+        raise DependencyError(
+            f"the tokenizer of {model} is written in Python and needs another package: "
+            f"{' '.join(str(error).split())} (to train; to export it, it must have a tokenizer.json instead)"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"cannot load {model} as a masked language model: {reason[0]}") from error
@@ -49,3 +55,42 @@ def open_checkpoint(
             f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only {embeddings} embeddings"
         )
     return loaded, tokenizer, sorted(info["missing_keys"])
+
+
+def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
+    """Return how many tokens a text may have, special ones included.
+
+    Position embeddings with a padding index count from the one after it, so RoBERTa's 514 hold 512 tokens.
+    BigBird's sparse attention sets in above a length that depends on its blocks, and holds random parts.
+
+    Args:
+        model: The model.
+        tokenizer_limit: `model_max_length` of its tokenizer, which may be absurdly large.
+    """
+    limits = [tokenizer_limit]
+    for name in ("max_position_embeddings", "n_positions"):
+        value = getattr(model.config, name, None)
+        if isinstance(value, int) and value > 0:
+            limits.append(value)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(module, "weight"):
+            padding = getattr(module, "padding_idx", None)
+            limits.append(module.weight.shape[0] - (0 if padding is None else padding + 1))
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        limits.append((5 + 2 * model.config.num_random_blocks) * model.config.block_size)
+    return min(limits)
+
+
+def special_ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before and after a text.
+
+    `build_inputs_with_special_tokens` does not know them where the class is `PreTrainedTokenizerFast` itself, as
+    ModernBERT's is: they stand in `tokenizer.json`.
+
+    Args:
+        tokenizer: One with a mask.
+    """
+    whole: list[int] = tokenizer(tokenizer.mask_token)["input_ids"]
+    inner = tokenizer(tokenizer.mask_token, add_special_tokens=False)["input_ids"]
+    start = next(at for at in range(len(whole)) if whole[at : at + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]

@@ -60,8 +60,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 added the known answers."""
-    return values | {"known_answers": {}}
+    """Schema 2 added the known answers and what is said of padding."""
+    return values | {"known_answers": {}, "mixes_padding": False}
 
 
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _upgrade_1}
@@ -127,6 +127,7 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
         parity=_get(values, "parity", dict),
         files=files,
         created_with=versions,
+        mixes_padding=_get(values, "mixes_padding", bool),
         known_answers={name: _answers(name, answers, models, vocabulary) for name in answers},
     )
 

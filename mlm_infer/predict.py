@@ -74,7 +74,7 @@ class Predictor:
     def top(self, queries: Sequence[Tokens], k: int) -> list[list[Answer]]:
         """Return for each query and mask its k best tokens."""
         answers: list[list[Answer]] = [[] for _ in queries]
-        for batch in _batches(queries):
+        for batch in _batches(queries, same=self._manifest.mixes_padding):
             feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([k], np.int64)}
             feeds["candidates"] = np.empty((len(feeds["mask_rows"]), 0), np.int64)
             ids, logprobs = self._session().run(["top_ids", "top_logprobs"], feeds)
@@ -96,7 +96,7 @@ class Predictor:
             For each query and mask the log-probabilities of its candidates, [n].
         """
         answers: list[list[NDArray[np.float32]]] = [[] for _ in queries]
-        for batch in _batches(queries):
+        for batch in _batches(queries, same=self._manifest.mixes_padding):
             feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([0], np.int64)}
             wanted = [ids for row in batch for ids in candidates[row]]
             feeds["candidates"] = _stack(wanted)
@@ -143,12 +143,13 @@ def _stack(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return stacked
 
 
-def _batches(queries: Sequence[Tokens]) -> Iterator[list[int]]:
-    """Yield indices, grouped by like length so that no batch exceeds the token budget with its padding."""
+def _batches(queries: Sequence[Tokens], *, same: bool) -> Iterator[list[int]]:
+    """Yield indices, grouped by like (or the same) length so that no batch exceeds the budget with its padding."""
     lengths = [len(query.ids) for query in queries]
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[row] * (len(batch) + 1) > TOKEN_BUDGET:
+        longer = batch and lengths[row] > lengths[batch[0]]
+        if batch and (lengths[row] * (len(batch) + 1) > TOKEN_BUDGET or (same and longer)):
             yield batch
             batch = []
         batch.append(row)

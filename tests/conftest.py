@@ -1,7 +1,7 @@
-"""Models that the tests run: a real small checkpoint, and tiny ones of three families built in code."""
+"""Models that the tests run: a real small checkpoint, and tiny ones of every architecture built in code."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,31 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base_checkpoint(ROOT / ".work" / "base")
 
 
+class Folders(dict[str, Path]):
+    """Folders by name, each made when it is first asked for and then shared."""
+
+    def __init__(self, make: Callable[[str], Path]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self._make(name)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny random checkpoints by family, with tokenizers trained on the built-in reviews."""
+    """Tiny random checkpoints by architecture, with tokenizers trained on the built-in reviews."""
     from tiny_models import BUILDERS
 
     folder = tmp_path_factory.mktemp("tiny")
-    return {family: build(folder / family) for family, build in BUILDERS.items()}
+    return Folders(lambda name: BUILDERS[name](folder / name))
 
 
 @pytest.fixture(scope="session")
 def checkpoints(base: Path, tiny: dict[str, Path]) -> dict[str, Path]:
     """Every checkpoint by name."""
-    return {"base": base, **tiny}
+    return Folders(lambda name: base if name == "base" else tiny[name])
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +52,12 @@ def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     from mlm_infer.export import export_bundle
 
     folder = tmp_path_factory.mktemp("bundles")
-    for name, checkpoint in checkpoints.items():
-        export_bundle(str(checkpoint), folder / name, precisions=["fp32", "int8"])
-    return {name: folder / name for name in checkpoints}
+
+    def export(name: str) -> Path:
+        export_bundle(str(checkpoints[name]), folder / name, precisions=["fp32", "int8"])
+        return folder / name
+
+    return Folders(export)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import torch
 from mlm_infer.export import Budget, ParityCase, export_bundle
 from mlm_infer.export.batches import Batch, feeds, mask_texts
 from mlm_infer.export.parity import check_case, reference
+from mlm_infer.export.to_torchscript import TORCHSCRIPT_INPUTS
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import BundleError, DeviceError, ExportError, InputError, MaskFiller
@@ -47,7 +48,7 @@ def test_every_shape(name: str, checkpoints: dict[str, Path], torch_bundles: dic
         batch: Batch = mask_texts(tokenizer, texts, random, share=float(random.choice([0, 0.3])))
         batch = fewer_masks(batch, 8, int(tokenizer.mask_token_id))
         slots.add(batch.positions.shape[1])
-        expected = reference(model, batch)
+        expected = reference(model, batch, TORCHSCRIPT_INPUTS)
         outputs = ("logits", "log_normalizer", "top_ids", "top_logprobs", "candidate_logprobs")
         given = feeds(batch, ("input_ids", "attention_mask", "token_type_ids"), top_k=4)
         logits, normalizer, top_ids, top, chosen = script.run(outputs, given)

@@ -19,6 +19,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import DataError, InputError, ModelError, OutputExistsError
 
+from .test_architectures import ARCHITECTURES
+from .test_pipeline_parity import NAMES
+
 TEXTS = [f"Sentence number {number} is about a film." for number in range(40)]
 
 
@@ -99,26 +102,26 @@ def test_loss_is_the_mean_over_masked_tokens(base: Path) -> None:
     assert loss == pytest.approx(total / count, rel=1e-6)
 
 
-def test_head_at_masked_rows_has_the_same_gradients(checkpoints: dict[str, Path]) -> None:
-    """Less work, the same loss and the same gradients, for every family."""
-    for checkpoint in checkpoints.values():
-        model = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
-        ids = torch.randint(10, 900, (3, 12), generator=torch.Generator().manual_seed(0))
-        rows = torch.tensor([1, 5, 14, 30])
-        attention = torch.ones_like(ids)
-        assert rows_are_exact(model, ids, attention)
-        gradients = []
-        for fast in (False, True):
-            model.zero_grad()
-            if fast:
-                with head_at_rows(model, rows):
-                    logits = model(input_ids=ids, attention_mask=attention).logits[0]
-            else:
-                logits = model(input_ids=ids, attention_mask=attention).logits.flatten(0, 1)[rows]
-            torch.nn.functional.cross_entropy(logits, ids.flatten()[rows]).backward()
-            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-        for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("name", ["base", *ARCHITECTURES])
+def test_head_at_masked_rows_has_the_same_gradients(name: str, checkpoints: dict[str, Path]) -> None:
+    """Less work, the same loss and the same gradients, for every architecture."""
+    model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
+    ids = torch.randint(4, min(900, model.config.vocab_size - 1), (3, 12), generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([1, 5, 14, 30])
+    attention = torch.ones_like(ids)
+    assert rows_are_exact(model, ids, attention)
+    gradients = []
+    for fast in (False, True):
+        model.zero_grad()
+        if fast:
+            with head_at_rows(model, rows):
+                logits = model(input_ids=ids, attention_mask=attention).logits[0]
+        else:
+            logits = model(input_ids=ids, attention_mask=attention).logits.flatten(0, 1)[rows]
+        torch.nn.functional.cross_entropy(logits, ids.flatten()[rows]).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_masking_statistics(base: Path) -> None:
@@ -144,21 +147,21 @@ def test_masking_statistics(base: Path) -> None:
         assert abs(found.sum() / count - share) < 4 * math.sqrt(share * (1 - share) / count)
 
 
-def test_blocks_keep_every_token(checkpoints: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_keep_every_token(name: str, checkpoints: dict[str, Path]) -> None:
     """Blocks carry the special tokens of serving, are full but for the last, and lose nothing."""
     documents = datasets.Dataset.from_dict({"text": TEXTS})
-    for checkpoint in checkpoints.values():
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        blocks = make_blocks(documents, tokenizer, 32)
-        assert {len(ids) for ids in blocks.ids[:-1]} == {32}
-        separator = tokenizer.sep_token_id
-        expected = [token for text in TEXTS for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-        inner = [token for ids in blocks.ids for token in ids[1:-1]]
-        assert [token for token in inner if token != separator] == expected
-        # Documents are joined by the separator; where a block ends with one, its own stands for it.
-        assert len(TEXTS) - len(blocks) <= inner.count(separator) < len(TEXTS)
-        assert {(ids[0], ids[-1]) for ids in blocks.ids} == {(tokenizer.cls_token_id, separator)}
-        assert not np.array(blocks[0]["special_tokens_mask"])[1:8].any()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
+    blocks = make_blocks(documents, tokenizer, 32)
+    assert {len(ids) for ids in blocks.ids[:-1]} == {32}
+    separator = tokenizer.sep_token_id
+    expected = [token for text in TEXTS for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    inner = [token for ids in blocks.ids for token in ids[1:-1]]
+    assert [token for token in inner if token != separator] == expected
+    # Documents are joined by the separator; where a block ends with one, its own stands for it.
+    assert len(TEXTS) - len(blocks) <= inner.count(separator) < len(TEXTS)
+    assert {(ids[0], ids[-1]) for ids in blocks.ids} == {(tokenizer.cls_token_id, separator)}
+    assert not np.array(blocks[0]["special_tokens_mask"])[1:8].any()
 
 
 def write_files(folder: Path) -> dict[str, Path]:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
+from mlm_infer.checkpoint import special_ends
 from mlm_infer.errors import DataError, InputError
 
 __all__ = ["Blocks", "MaskedBatch", "freeze_masks", "make_blocks", "mask_collator"]
@@ -56,7 +57,8 @@ def make_blocks(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase,
         InputError: The block leaves no room between the special tokens.
         DataError: The text holds no token.
     """
-    room = block_size - tokenizer.num_special_tokens_to_add()
+    begin, end = special_ends(tokenizer)
+    room = block_size - len(begin) - len(end)
     if room < 1:
         raise InputError(f"block_size is {block_size}, but the special tokens alone take {block_size - room}")
     tokenized = documents.map(
@@ -66,7 +68,7 @@ def make_blocks(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase,
         desc="Tokenizing",
     )
     separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    blocks = [tokenizer.build_inputs_with_special_tokens(chunk) for chunk in _chunks(tokenized, separator, room)]
+    blocks = [[*begin, *chunk, *end] for chunk in _chunks(tokenized, separator, room)]
     if not blocks:
         raise DataError("the text gives no tokens with this tokenizer")
     return Blocks(blocks, frozenset(tokenizer.all_special_ids))

@@ -1,11 +1,12 @@
 """What the hardware computes in."""
 
 import torch
+from transformers import PreTrainedModel
 
 from mlm_infer.cpu import cpu_flags
 from mlm_infer.errors import InputError
 
-__all__ = ["choose_precision"]
+__all__ = ["choose_precision", "computes_in_half"]
 
 
 def choose_precision(asked: str) -> str:
@@ -22,3 +23,18 @@ def choose_precision(asked: str) -> str:
     if cuda:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+
+
+@torch.no_grad()
+def computes_in_half(model: PreTrainedModel) -> bool:
+    """Tell whether a model runs in mixed precision: DeBERTa's attention masks with a number that overflows there."""
+    training = model.training
+    ids = torch.full((1, 8), model.config.vocab_size - 1, device=model.device)
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16):
+            model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except RuntimeError:
+        return False
+    finally:
+        model.train(training)
+    return True

@@ -61,7 +61,7 @@ def masked_logits(
         return chosen[0]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rows_are_exact(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
     """Tell whether `head_at_rows` gives this model's own logits, by trying it on a batch."""
     training = model.training

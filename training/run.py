@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mlm_infer.checkpoint import open_checkpoint
+from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.errors import InputError
 from mlm_infer.folders import check_output, move_into_place
 
@@ -22,7 +23,7 @@ from .blocks import freeze_masks, make_blocks, mask_collator
 from .config import TrainConfig
 from .curve import save_curve
 from .data import load_splits
-from .hardware import choose_precision
+from .hardware import choose_precision, computes_in_half
 from .report import Evaluation, TrainReport, describe_machine
 from .trainer import MaskedLMTrainer, QuietProgress
 
@@ -76,13 +77,21 @@ def fine_tune(
     transformers.set_seed(config.seed)
     model, tokenizer, missing = open_checkpoint(config.model)
     warnings = [_missing_weights(missing)] if missing else []
+    if precision != "fp32" and not computes_in_half(model):
+        if config.precision != "auto":
+            raise InputError(
+                f"precision is {config.precision!r}, in which {model.config.model_type} overflows; "
+                "take --precision fp32"
+            )
+        warnings.append(f"{model.config.model_type} overflows in {precision}; training in fp32")
+        precision = "fp32"
     for warning in warnings:
         logger.warning("%s", warning)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.dropout
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", config.block_size))
+    longest = max_length(model, tokenizer.model_max_length)
     if config.block_size > longest:
         raise InputError(f"block_size is {config.block_size}, but {config.model} takes at most {longest} tokens")
 
@@ -153,6 +162,8 @@ def fine_tune(
 def _arguments(
     config: TrainConfig, work: Path, precision: str, *, steps_an_epoch: int, evaluate_first: bool
 ) -> TrainingArguments:
+    # transformers leaves the precision of a run here, and would take it for the next run in this process.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if precision == "fp32" else precision
     updates = max(1, int(steps_an_epoch * config.epochs / config.gradient_accumulation_steps))
     return TrainingArguments(
         output_dir=str(work),

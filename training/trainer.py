@@ -38,7 +38,7 @@ class QuietProgress(ProgressCallback):
             self.training_bar.set_postfix({name.removeprefix("eval_"): f"{value:.4g}" for name, value in shown.items()})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tuple[float, int]:
     """Measure a model on frozen masks, in fp32 and without dropout.
 

@@ -1,0 +1,49 @@
+"""The tokenizer of a checkpoint as `tokenizer.json` holds it, which is all that the run time reads."""
+
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from transformers import EsmTokenizer, PreTrainedTokenizerBase
+
+from mlm_infer.errors import ModelError
+
+__all__ = ["plain_tokenizer"]
+
+
+def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a tokenizer without truncation and padding.
+
+    Args:
+        tokenizer: As transformers loaded it.
+
+    Raises:
+        ModelError: It runs Python of its own, which no `tokenizer.json` can hold.
+    """
+    kind = type(tokenizer).__name__
+    if tokenizer.is_fast:
+        try:
+            plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelError(f"{kind} runs Python of its own, which tokenizer.json cannot hold: {error}") from error
+        plain.no_padding()
+        plain.no_truncation()
+        return plain
+    if isinstance(tokenizer, EsmTokenizer):
+        return _residues(tokenizer)
+    raise ModelError(
+        f"{kind} exists in Python only, and the run time needs a tokenizer.json, which transformers cannot make of "
+        "it; put one beside the checkpoint (PreTrainedTokenizerFast in its tokenizer_config.json)"
+    )
+
+
+def _residues(tokenizer: EsmTokenizer) -> Tokenizer:
+    """Every entry of ESM's vocabulary is cut out wherever it stands; what is left between spaces is unknown."""
+    vocabulary = tokenizer.get_vocab()
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token=tokenizer.unk_token))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = set(tokenizer.all_special_tokens)
+    plain.add_tokens([AddedToken(each, normalized=False) for each in vocabulary if each not in special])
+    plain.add_special_tokens([AddedToken(each, normalized=False, special=True) for each in sorted(special)])
+    begin, end = tokenizer.cls_token, tokenizer.eos_token
+    plain.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(each, vocabulary[each]) for each in (begin, end)]
+    )
+    return plain

@@ -1,0 +1,128 @@
+"""Train, export and time every architecture, and write docs/architectures.md.
+
+    python tools/architectures.py
+
+Half an hour on two cores. Parity is that of the tiny models which the tests use; times are those of models 256 wide
+with 4 layers, since a tiny model's time is that of the tokenizer.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+from mlm_infer.export import Budget, export_bundle
+from mlm_infer.training import TrainConfig, fine_tune
+from tiny_models import BUILDERS, WIDE
+
+from mlm_infer.errors import MlmInferError
+from mlm_infer.manifest import read_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/architectures.md"
+BEGIN, END = "<!-- table: python tools/architectures.py -->", "<!-- end -->"
+HEADER = (
+    "architecture",
+    "trains",
+    "fp32, max score difference",
+    "int8, same best token",
+    "attention fused",
+    "at masks",
+    "pads",
+    "fp32 / int8, times as fast",
+)
+
+
+def measure(architecture: str, work: Path, *, timed: bool) -> dict[str, Any]:
+    """Train, export and time one architecture.
+
+    Args:
+        architecture: A name of `BUILDERS`.
+        work: Folder for its models, made anew.
+        timed: Measure the speed as well.
+
+    Returns:
+        What the table shows; a step that fails leaves its one line under its name.
+    """
+    shutil.rmtree(work, ignore_errors=True)
+    found: dict[str, Any] = {}
+    tiny = BUILDERS[architecture](work / "tiny")
+    try:
+        config = TrainConfig(
+            model=str(tiny), output=work / "trained", epochs=1, block_size=32, max_train_blocks=64, learning_rate=1e-2
+        )
+        losses = [each.loss for each in fine_tune(config).evaluations]
+        found["trains"] = "yes" if losses[-1] < losses[0] else "loss does not fall"
+    except MlmInferError as error:
+        found["trains"] = f"no: {error}"
+    try:
+        cases = export_bundle(str(tiny), work / "bundle", precisions=["fp32", "int8"]).cases
+    except MlmInferError as error:
+        return found | {"error": str(error)}
+    manifest = read_manifest(work / "bundle")
+    found["score_difference"] = max(case.score_difference for case in cases if case.precision == "fp32")
+    found["agreement"] = manifest.models["int8"].details["agreement"]
+    found["mixes_padding"] = manifest.mixes_padding
+    found |= manifest.models["fp32"].details
+    if timed:
+        void = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
+        wide = BUILDERS[architecture](work / "wide", sizes=WIDE)
+        export_bundle(str(wide), work / "wide-bundle", precisions=["fp32", "int8"], budget=void)
+        command = ["mlm-bench", str(work / "wide-bundle"), "--against", str(wide), "--json"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        found["bench"] = json.loads(done.stdout)
+    return found
+
+
+def row(architecture: str, found: dict[str, Any]) -> list[str]:
+    """Return the cells of one architecture."""
+    if "error" in found:
+        return [architecture, found["trains"], f"not exported: {found['error']}", *[""] * 5]
+    speed = "not measured"
+    if "bench" in found:
+        figures = found["bench"]["figures"]
+        times = {name: each["many texts, texts/s"] for name, each in figures.items()}
+        speed = " / ".join(f"{times[each] / times['pipeline']:.1f}" for each in ("fp32", "int8"))
+    return [
+        architecture,
+        found["trains"],
+        f"{found['score_difference']:.0e}",
+        f"{found['agreement']:.1%}",
+        f"{found['fusions'].get('MultiHeadAttention', 0)} of 2",
+        f"{found['nodes_at_masks']} / {found['nodes_at_rows']}",
+        "equal lengths" if found["mixes_padding"] else "yes",
+        speed,
+    ]
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table in Markdown."""
+    rows = [list(HEADER), ["---"] * len(HEADER), *(row(*each) for each in results.items())]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+
+
+@click.command()
+@click.argument("architectures", nargs=-1, type=click.Choice(list(BUILDERS)))
+@click.option("--work", type=click.Path(path_type=Path), default=ROOT / ".work/architectures", show_default=True)
+@click.option("--speed/--no-speed", default=True, help="Time them against the transformers pipeline.")
+def main(architectures: tuple[str, ...], work: Path, speed: bool) -> None:
+    """Measure ARCHITECTURES, all without any, and rewrite their rows from what was measured so far."""
+    work.mkdir(parents=True, exist_ok=True)
+    for architecture in architectures or BUILDERS:
+        click.echo(architecture, err=True)
+        found = measure(architecture, work / architecture, timed=speed)
+        (work / f"{architecture}.json").write_text(json.dumps(found), encoding="utf-8")
+    files = {name: work / f"{name}.json" for name in BUILDERS}
+    results = {
+        name: json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"trains": "", "error": "not run"}
+        for name, path in files.items()
+    }
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    tail = rest.partition(END)[2]
+    PAGE.write_text(f"{head}{BEGIN}\n{table(results)}{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
