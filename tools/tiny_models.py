@@ -176,9 +176,10 @@ def _build(
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
+    deviation = 0.15 * (_TINY["hidden_size"] / sizes["hidden_size"]) ** 0.5
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            parameter.data.normal_(0, 0.15, generator=generator)
+            parameter.data.normal_(0, deviation, generator=generator)
         elif parameter.shape[0] == len(made):
             parameter.data.normal_(0, 0.5, generator=generator)
     model.tie_weights()
