@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
-from .backend import Backend, open_backend
+from .backend import open_backend
 from .bundle import TOKENIZER, TORCHSCRIPT
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
@@ -102,11 +103,13 @@ class MaskFiller:
         manifest = read_manifest(folder)
         encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
-        def open_chosen() -> tuple[str, Backend]:
-            return open_backend(manifest, folder, backend=backend, device=device, precision=precision, threads=threads)
-
-        chosen, session = open_chosen()
-        predictor = Predictor(session, lambda: open_chosen()[1], manifest)
+        open_here = partial(
+            open_backend, manifest, backend=backend, device=device, precision=precision, threads=threads
+        )
+        chosen, session = open_here(folder)
+        # Another process may have another working folder.
+        place = folder.absolute()
+        predictor = Predictor(session, lambda: open_here(place)[1], manifest)
         self.engine = Engine(encoder, predictor, manifest)
         self.info = FillerInfo(
             path=folder,
@@ -119,7 +122,7 @@ class MaskFiller:
             max_length=manifest.max_length,
             vocab_size=manifest.vocab_size,
         )
-        self._arguments = (folder if model is not None else None, device, precision, threads, backend)
+        self._arguments = (place if model is not None else None, device, precision, threads, backend)
         if self_test:
             check_answers(self.info, manifest.known_answers.get(chosen, ()), self._logprobs_of)
 
@@ -495,7 +498,7 @@ def _folder(model: str | PathLike[str]) -> Path:
     if not isinstance(model, str | PathLike):
         raise InputError(f"model is a {type(model).__name__}; give the folder of a bundle")
     try:
-        return Path(model).expanduser().absolute()
+        return Path(model).expanduser()
     except (RuntimeError, TypeError) as error:
         raise BundleError(f"{model!r} names no folder: {error}") from error
 

@@ -81,6 +81,7 @@ def test_wrong_manifest(bundle: Path, change: Callable[[dict[str, object]], obje
 def test_precision_and_device(bundle: Path) -> None:
     """What the bundle lacks and what the machine lacks."""
     edit(bundle, lambda values: values["models"].pop("int8"))  # type: ignore[attr-defined]
+    edit(bundle, lambda values: values["known_answers"].pop("int8"))  # type: ignore[attr-defined]
     assert MaskFiller(bundle).info.precision == "fp32"
     with pytest.raises(InputError, match="holds fp32"):
         MaskFiller(bundle, precision="int8")

@@ -56,7 +56,16 @@ def reseal(bundle: Path, name: str) -> None:
     edit(bundle, lambda values: values["files"].update({name: {"bytes": stored.bytes, "sha256": stored.sha256}}))
 
 
-FREE = {"source", "parity", "created_with", "known_answers", "clean_up_spaces", "architecture", "mask_token"}
+FREE = {
+    "source",
+    "parity",
+    "created_with",
+    "known_answers",
+    "clean_up_spaces",
+    "mixes_padding",
+    "architecture",
+    "mask_token",
+}
 WRONG: tuple[Any, ...] = (None, True, -1, 1.5, "x", "", [], {}, [[]], {"a": None}, 10**30, float("nan"), "\ud800")
 
 
