@@ -35,8 +35,18 @@ def test_readme_runs(folder: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ)
         assert done.returncode == 0, f"{code}\n{done.stderr}"
         ran.append(done.stdout)
-    assert len(ran) == 4
+    assert len(ran) == 5
     assert all(ran)
+
+
+def test_blocks_of_the_guide_run(tmp_path: Path) -> None:
+    """The python blocks of the guide, each on its own."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    for code in blocks:
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
+        assert done.stdout
 
 
 def test_readme_names_what_exists() -> None:
