@@ -34,6 +34,9 @@ __all__ = [
 SCORE_TOLERANCE = 1e-5
 """Largest difference of a probability that an fp32 export may have from PyTorch."""
 
+TRACE_TOLERANCE = 5e-5
+"""The same for TorchScript: torch sums in another order in a trace, where a trained model's logits reach tens."""
+
 LOGPROB_TOLERANCE = 1e-3
 """The same for log-probabilities, which spread differences of rounding over many more digits."""
 
@@ -228,11 +231,12 @@ def check_case(case: ParityCase, budget: Budget) -> None:
     Raises:
         ExportError: The model is refused.
     """
-    exact = case.score_difference <= SCORE_TOLERANCE and case.logprob_difference <= LOGPROB_TOLERANCE
+    tolerance = TRACE_TOLERANCE if case.precision == TORCHSCRIPT else SCORE_TOLERANCE
+    exact = case.score_difference <= tolerance and case.logprob_difference <= LOGPROB_TOLERANCE
     if case.precision in ("fp32", TORCHSCRIPT) and not exact:
         raise ExportError(
             f"the exported {case.precision} model differs from PyTorch on {case.case}: "
-            f"scores by {case.score_difference:.1e} (at most {SCORE_TOLERANCE:.0e}), "
+            f"scores by {case.score_difference:.1e} (at most {tolerance:.0e}), "
             f"log-probabilities by {case.logprob_difference:.1e} (at most {LOGPROB_TOLERANCE:.0e}); "
             "no bundle was written"
         )
