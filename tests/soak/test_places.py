@@ -16,7 +16,7 @@ from mlm_infer.inspection import verify_bundle
 from .sizes import report, sizes
 
 _TRAIN = "--data movie-reviews --max-train-blocks 64 --max-validation-blocks 16 --block-size 32 --epochs 1"
-_ENOUGH = 3_000_000
+_TOO_LITTLE = 160_000
 
 
 def commands(checkpoint: Path, output: Path) -> dict[str, list[str | Path]]:
@@ -42,7 +42,7 @@ def test_full_disk(command: str, steps: int, tiny: dict[str, Path], tmp_path: Pa
     """Full at any point of the way: one line, and no output."""
     disk = tmp_path / "disk"
     for step in range(steps):
-        size = 4096 * (1 + step * _ENOUGH // 8 // 4096 // steps)
+        size = 4096 * (1 + step * _TOO_LITTLE // 4096 // steps)
         with full_disk(disk, size) as prepare:
             line = commands(tiny["bert"], disk / "out")[command]
             done = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=prepare)
