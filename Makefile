@@ -39,8 +39,9 @@ lint: $(STAMP)  ## Check style and types
 	ruff format --check .
 	python tools/type_check.py
 
-bench: $(STAMP)  ## Measure against the transformers pipeline and other engines
-	python -m mlm_infer.benchmarks
+bench: $(STAMP)  ## Measure against the transformers pipeline and other engines (an hour: a model is trained first)
+	python tools/trained_model.py .work/trained
+	python -m mlm_infer.benchmarks --trained .work/trained
 
 wheel-check: $(STAMP)  ## Install the wheel with [cpu] alone into an empty environment and fill a mask there
 	bash tools/wheel_check.sh

@@ -1,6 +1,7 @@
 """What runs a model: the interface that `MaskFiller` works with, and the choice of model, backend and device."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +64,10 @@ class BackendType(Protocol):
 
     def why_no_cuda(self) -> str | None:
         """Return why CUDA cannot be tried at all, and what to install; None where it can be."""
+        ...
+
+    def version(self) -> str:
+        """Return the version of the package that runs models."""
         ...
 
 
@@ -138,9 +143,24 @@ def _open(
             files.cpu,
             cpu_kind(),
         )
+    package = "torch" if chosen == TORCHSCRIPT else "onnxruntime"
+    made_with, here = manifest.created_with.get(package, ""), opener.version()
+    if _version(made_with) > _version(here):
+        logger.warning(
+            "%s was made with %s %s and runs on the older %s: upgrade it, or check the answers with self_test=True",
+            folder,
+            package,
+            made_with,
+            here,
+        )
     if chosen == "fp16" and kind == "cpu":
         logger.warning("fp16 is made for CUDA and is slower than fp32 on the CPU; export fp32 or int8 for it")
     return model
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Return major and minor number; nothing where there are none."""
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
 def _parse_device(device: str) -> tuple[str, int]:

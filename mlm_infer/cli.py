@@ -2,15 +2,17 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from .command import command_errors
 from .errors import DataError, InputError
+from .read_texts import read_texts
 from .tables import format_table
 
 if TYPE_CHECKING:
@@ -33,8 +35,11 @@ _CHUNK = 256
     "paths",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Text file, one text a line.",
+    help="File of texts: a .csv, .jsonl or .parquet file with a column of them, any other with one a line.",
 )
+@click.option("--column", default="text", show_default=True, help="Column of the texts in such a table.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to this .jsonl or .parquet file.")
+@click.option("--resume", is_flag=True, help="Go on with an --output that was stopped.")
 @click.option("--top-k", "-k", default=5, show_default=True, help="Predictions a mask.")
 @click.option("--targets", "-t", multiple=True, help="Word to choose among; repeat it, or separate with commas.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -48,6 +53,9 @@ def main(
     texts: tuple[str, ...],
     model: str | None,
     paths: tuple[Path, ...],
+    column: str,
+    output: Path | None,
+    resume: bool,
     top_k: int,
     targets: tuple[str, ...],
     device: str,
@@ -61,6 +69,7 @@ def main(
     \b
     mlm-fill "This is a great [MASK]."
     cat sentences.txt | mlm-fill - --json
+    mlm-fill --file reviews.csv --column body --output filled.jsonl
     """  # noqa: D301
     if not texts and not paths:
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
@@ -68,16 +77,52 @@ def main(
 
     words = [word for target in targets for word in target.split(",")]
     filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
-    lines = _lines(texts, paths)
+    if output is not None:
+        _to_file(filler, texts, paths, column, output, resume, {"top_k": top_k, "targets": words or None})
+        return
+    lines = _lines(texts, paths, column)
     # A bar is of use only to a person who does not see the answers scroll by.
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()
-    total = _count(texts, paths)
+    total = _count(texts, paths, column)
     bar: ProgressBar[int]
     with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
         while chunk := list(islice(lines, _CHUNK)):
             for result in _fill(filler, chunk, top_k, words or None):
                 click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
             bar.update(len(chunk))
+
+
+def _to_file(
+    filler: "MaskFiller",
+    texts: Sequence[str],
+    paths: Sequence[Path],
+    column: str,
+    output: Path,
+    resume: bool,
+    options: dict[str, Any],
+) -> None:
+    """Fill a file of texts into another, with a bar and a rate for a person."""
+    from .fill_file import fill_file
+
+    if texts or len(paths) != 1:
+        raise InputError("--output takes the texts of one --file")
+    total = _count([], paths, column)
+    started = time.perf_counter()
+    bar: ProgressBar[int]
+    try:
+        with click.progressbar(
+            length=total or 0, label="Filling", file=sys.stderr, show_pos=True, hidden=not sys.stderr.isatty()
+        ) as bar:
+            done, wrong = fill_file(
+                filler, paths[0], output, column=column, options=options, resume=resume, on_text=bar.update
+            )
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command with --resume goes on from here", err=True)
+        sys.exit(1)
+    # What an earlier run did took time that is not known here.
+    rate = "" if resume else f" ({done / (time.perf_counter() - started):.0f} a second)"
+    errors = f", {wrong} of them with an error instead of predictions" if wrong else ""
+    click.echo(f"written: {output}, {done} texts{errors}{rate}", err=True)
 
 
 def _fill(
@@ -97,7 +142,7 @@ def _fill(
             yield result
 
 
-def _lines(texts: Sequence[str], paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+def _lines(texts: Sequence[str], paths: Sequence[Path], column: str) -> Iterator[tuple[str, str]]:
     """Yield where a text stands (empty for an argument) and the text; blank lines are left out."""
     for text in texts:
         if text == "-":
@@ -105,10 +150,7 @@ def _lines(texts: Sequence[str], paths: Sequence[Path]) -> Iterator[tuple[str, s
         else:
             yield "", text
     for path in paths:
-        if not path.is_file():
-            raise DataError(f"there is no file {path}")
-        with path.open(encoding="utf-8") as stream:
-            yield from _read(str(path), stream)
+        yield from read_texts(path, column)
 
 
 def _read(name: str, stream: TextIO) -> Iterator[tuple[str, str]]:
@@ -122,16 +164,11 @@ def _read(name: str, stream: TextIO) -> Iterator[tuple[str, str]]:
         ) from error
 
 
-def _count(texts: Sequence[str], paths: Sequence[Path]) -> int | None:
+def _count(texts: Sequence[str], paths: Sequence[Path], column: str) -> int | None:
     """Return how many texts there are, or None where standard input is among them."""
     if "-" in texts:
         return None
-    count = len(texts)
-    for path in paths:
-        if path.is_file():
-            with path.open("rb") as stream:
-                count += sum(1 for line in stream if line.strip())
-    return count
+    return len(texts) + sum(1 for path in paths for _ in read_texts(path, column))
 
 
 def _for_people(result: "FillResult") -> str:

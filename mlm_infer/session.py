@@ -94,6 +94,11 @@ class Session:
         self._bound = BoundRuns(self._session, "cuda", number) if kind == "cuda" else None
 
     @staticmethod
+    def version() -> str:
+        """Return ONNX Runtime's version."""
+        return str(_onnxruntime().__version__)
+
+    @staticmethod
     def why_no_cuda() -> str | None:
         """Return why CUDA cannot be tried; None where ONNX Runtime was built with it."""
         if "CUDAExecutionProvider" in _onnxruntime().get_available_providers():

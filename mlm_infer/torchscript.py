@@ -58,6 +58,11 @@ class TorchScript:
         self.provider: str = f"TorchScript {self._device}"
 
     @staticmethod
+    def version() -> str:
+        """Return torch's version."""
+        return str(_torch().__version__)
+
+    @staticmethod
     def why_no_cuda() -> str | None:
         """Return why CUDA cannot be used; None where it can be."""
         torch = _torch()

@@ -5,12 +5,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlm_infer.training import TrainConfig, fine_tune
 
 from mlm_infer import InputError, MaskFiller, MlmInferError, ModelError
 from mlm_infer.manifest import read_manifest
 
+from .reference import Reference
 from .test_pipeline_parity import assert_same, masked_sentences
 
 ARCHITECTURES = [
@@ -117,6 +119,15 @@ def test_answers_are_the_pipelines(
     for result, single in zip(int8.fill_batch(texts), map(int8.fill, texts), strict=True):
         for mask, other in zip(result.masks, single.masks, strict=True):
             assert mask.predictions[0].score == pytest.approx(other.predictions[0].score, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores(name: str, checkpoints: dict[str, Path], bundles: dict[str, Path]) -> None:
+    """The pseudo-log-likelihood of each token is that of plain PyTorch."""
+    text = "MKTLAGVSERT" if name == "esm" else "A film of the year, and a good one."
+    (result,) = MaskFiller(bundles[name], precision="fp32").score([text])
+    expected = Reference(checkpoints[name]).pll(text, within_words=False)
+    np.testing.assert_allclose([each.logprob for each in result.tokens], expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

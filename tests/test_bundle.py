@@ -91,6 +91,15 @@ def test_precision_and_device(bundle: Path) -> None:
         MaskFiller(bundle, threads=0)
 
 
+def test_a_newer_runtime_made_it(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is opened, with a warning that names both versions."""
+    edit(bundle, lambda values: values["created_with"].update(onnxruntime="99.1.0"))  # type: ignore[attr-defined]
+    MaskFiller(bundle, device="cpu").fill("A [MASK] film.")
+    (record,) = caplog.records
+    assert "onnxruntime 99.1.0" in record.message
+    assert "self_test=True" in record.message
+
+
 def test_cuda_that_is_not_there_is_an_error(bundle: Path) -> None:
     """Never a silent fallback."""
     import onnxruntime

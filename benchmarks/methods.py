@@ -1,0 +1,103 @@
+"""`python -m mlm_infer.benchmarks.methods BUNDLE CHECKPOINT`: what the methods beside `fill` promise, measured."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from mlm_infer.command import command_errors
+from mlm_infer.samples import movie_reviews
+from mlm_infer.tables import format_table
+
+_ROUNDS = 5
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--threads", default=2, show_default=True)
+@command_errors
+def main(bundle: Path, checkpoint: Path, threads: int) -> None:
+    """Compare each method of BUNDLE with the plain way to the same, in turns; CHECKPOINT is the same model."""
+    import torch
+
+    from mlm_infer import AsyncMaskFiller, MaskFiller
+
+    from .compare import bulk_texts
+
+    torch.set_num_threads(threads)
+    filler = MaskFiller(bundle, threads=threads)
+    mask = filler.info.mask_token
+    texts = bulk_texts(mask, 64, "validation")
+    targets = [word for word in filler.engine.encoder.vocabulary.ids if word.isalpha()][:10_000]
+    sentences = movie_reviews("validation")[:4]
+    by_torch = _torch_scores(checkpoint)
+
+    async def together() -> None:
+        async with AsyncMaskFiller(filler) as server:
+            await asyncio.gather(*map(server.fill, texts))
+
+    cases: list[tuple[str, Callable[[], object], str, Callable[[], object]]] = [
+        (
+            f"score of {len(sentences)} sentences",
+            lambda: filler.score(sentences),
+            "a torch loop, a token at a time",
+            lambda: [by_torch(sentence) for sentence in sentences],
+        ),
+        (
+            "64 awaits at once",
+            lambda: asyncio.run(together()),
+            "one fill after the other",
+            lambda: list(map(filler.fill, texts)),
+        ),
+        (
+            "top 5 of the vocabulary",
+            lambda: list(map(filler.fill, texts)),
+            f"of {len(targets):,} targets",
+            lambda: [filler.fill(text, targets=targets) for text in texts],
+        ),
+    ]
+    rows = []
+    for ours, run, theirs, plain in cases:
+        run()
+        plain()
+        pairs = [(_seconds(run), _seconds(plain)) for _ in range(_ROUNDS)]
+        ratio = statistics.median(slow / quick for quick, slow in pairs)
+        cells = [f"{statistics.median(each) * 1e3:.0f}" for each in zip(*pairs, strict=True)]
+        rows.append([ours, cells[0], theirs, cells[1], f"{ratio:.2f}x"])
+    click.echo(f"{filler.info.architecture}, {filler.info.precision}, {threads} threads")
+    click.echo(format_table(["", "ms", "against", "ms", "takes"], rows))
+
+
+def _torch_scores(checkpoint: Path) -> Callable[[str], float]:
+    """Return the plain way to a pseudo-log-likelihood: the whole model, for each token."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
+
+    @torch.inference_mode()
+    def score(text: str) -> float:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        total = 0.0
+        for place in range(1, ids.shape[1] - 1):
+            masked = ids.clone()
+            masked[0, place] = tokenizer.mask_token_id
+            total += float(model(input_ids=masked).logits[0, place].log_softmax(-1)[ids[0, place]])
+        return total
+
+    return score
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
