@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -61,19 +61,21 @@ class Restriction:
         """
         if isinstance(targets, str):
             targets = (targets,)
-        elif targets is not None and not isinstance(targets, Sequence):
-            raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words")
+        chosen = None if targets is None else tuple(map(_check_target, _iterable(targets)))
         for name, words in (("allow", allow), ("deny", deny)):
             if isinstance(words, str) or not isinstance(words, Collection | None):
                 raise InputError(f"{name} is {words!r:.40}; give a list of words")
+            for word in words or ():
+                if not isinstance(word, str):
+                    raise InputError(f"{name} holds {word!r:.40}, a {type(word).__name__}; give strings")
         if not isinstance(words_only, bool):
             raise InputError(f"words_only is {words_only!r}; it must be True or False")
         try:
             compiled = re.compile(pattern) if pattern is not None else None
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
             raise InputError(f"pattern {pattern!r} is no regular expression: {error}") from error
         return cls(
-            targets if targets is None else tuple(targets),
+            chosen,
             frozenset(allow) if allow is not None else None,
             frozenset(deny or ()),
             words_only,
@@ -178,8 +180,6 @@ class Vocabulary:
         """
         found: dict[int, None] = {}
         for target in targets:
-            if not isinstance(target, str) or not target.strip() or not is_text(target):
-                raise InputError(f"the target {target!r} is not a word; give strings such as 'good'")
             stripped = target.strip()
             names = [f"{self.marker}{stripped}", stripped, target]
             token_id = next((self.ids[name] for name in names if name in self.ids), None)
@@ -208,7 +208,7 @@ class Vocabulary:
         """
         ids: dict[int, None] = {}
         replaced: dict[str, str | None] = {}
-        for target in targets:
+        for target in _iterable(targets):
             if not isinstance(target, str):
                 raise InputError(f"the target {target!r} is a {type(target).__name__}; give strings such as 'good'")
             if not is_text(target):
@@ -224,3 +224,15 @@ class Vocabulary:
         if not ids:
             raise InputError("At least one target must be provided when passed.")
         return list(ids), replaced
+
+
+def _iterable(targets: object) -> Iterable[object]:
+    if not isinstance(targets, Iterable):
+        raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words")
+    return targets
+
+
+def _check_target(target: object) -> str:
+    if not isinstance(target, str) or not target.strip() or not is_text(target):
+        raise InputError(f"the target {target!r:.60} is not a word; give strings such as 'good'")
+    return target
