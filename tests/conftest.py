@@ -72,9 +72,13 @@ def torch_bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPat
     from mlm_infer.export import export_bundle
 
     folder = tmp_path_factory.mktemp("torch-bundles")
-    for name, checkpoint in checkpoints.items():
-        export_bundle(str(checkpoint), folder / name, precisions=["fp32", "fp16"], formats=["onnx", "torchscript"])
-    return {name: folder / name for name in checkpoints}
+
+    def export(name: str) -> Path:
+        precisions, formats = ["fp32", "fp16"], ["onnx", "torchscript"]
+        export_bundle(str(checkpoints[name]), folder / name, precisions=precisions, formats=formats)
+        return folder / name
+
+    return Folders(export)
 
 
 @pytest.fixture
