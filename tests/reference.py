@@ -30,7 +30,8 @@ class Reference:
     def pll(self, text: str, *, within_words: bool) -> list[float]:
         """Each token's log-probability with it masked, and what follows in its word if asked for."""
         encoded = self.tokenizer(text, return_special_tokens_mask=True)
-        words, found = encoded.word_ids(), []
+        words: list[int | None] = encoded.word_ids() if within_words else []
+        found = []
         for place, special in enumerate(encoded["special_tokens_mask"]):
             if special:
                 continue

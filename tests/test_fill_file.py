@@ -79,7 +79,7 @@ def test_a_wrong_text_has_its_error_in_place(suffix: str, tmp_path: Path) -> Non
     assert wrong["text"] == "no mask"
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_and_resumed_is_the_same_as_never_stopped(ending: int, tmp_path: Path) -> None:
     """Nothing lost, nothing twice, wherever it was stopped."""
     source = write(tmp_path / "texts.csv", TEXTS * 20)
