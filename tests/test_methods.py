@@ -335,7 +335,7 @@ def test_stream_whose_iterator_raises(real: MaskFiller) -> None:
         (lambda f: f.score(["a", " "]), "text 1 of 2 is empty"),
         (lambda f: f.score(["\u200d"]), "nothing that is a token"),
         (lambda f: f.score(["a"], method="ppl"), "method is 'ppl'"),
-        (lambda f: f.fill("\ud800 [MASK]"), "lone surrogate"),
+        (lambda f: f.fill("\ud800 [MASK]"), "half a surrogate pair"),
     ],
 )
 def test_wrong_arguments(real: MaskFiller, call: Any, message: str) -> None:
