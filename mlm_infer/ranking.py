@@ -10,6 +10,7 @@ from .engine import Engine
 from .errors import InputError
 from .predict import Predictor, Query
 from .results import Candidate, RankResult
+from .vocabulary import is_text
 
 __all__ = ["Others", "rank_candidates"]
 
@@ -100,7 +101,7 @@ def _logprobs(
 
 
 def _pieces(encoder: TextEncoder, text: EncodedText, number: int, word: object) -> list[int]:
-    if not isinstance(word, str) or not word.strip():
+    if not isinstance(word, str) or not word.strip() or not is_text(word):
         raise InputError(f"the candidate {word!r:.40} is not a word or phrase; give strings such as 'good'")
     start = text.spans[number][0]
     ids = encoder.pieces(word, begins_word=start > 0 and text.text[start - 1].isspace())

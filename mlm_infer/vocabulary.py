@@ -70,6 +70,8 @@ class Restriction:
                     raise InputError(f"{name} holds {word!r:.40}, a {type(word).__name__}; give strings")
         if not isinstance(words_only, bool):
             raise InputError(f"words_only is {words_only!r}; it must be True or False")
+        if not isinstance(getattr(pattern, "pattern", pattern), str | None):
+            raise InputError(f"pattern is {pattern!r:.40}; give a string")
         try:
             compiled = re.compile(pattern) if pattern is not None else None
         except (re.error, TypeError, RecursionError, OverflowError) as error:

@@ -174,6 +174,32 @@ def test_shipped_model_fills() -> None:
     assert words & {"films", "movies", "pictures"}
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("fill", {"targets": 5}, "targets is a int"),
+        ("fill", {"targets": [["good"]]}, "targets holds"),
+        ("fill", {"deny": [None, 5]}, "deny holds None"),
+        ("fill", {"pattern": b"good"}, "pattern is b'good'"),
+        ("fill", {"targets": ["\ud800"]}, "is not a word"),
+        ("__call__", {"targets": 5}, "targets is a int"),
+        ("__call__", {"targets": ["\ud800"]}, "surrogate"),
+        ("rank", {"candidates": ["good", "\ud800"]}, "is not a word or phrase"),
+    ],
+)
+def test_arguments_of_the_wrong_type(method: str, arguments: dict[str, Any], message: str) -> None:
+    """Found by the fuzzer: an InputError, and no error of another kind."""
+    with pytest.raises(InputError, match=message):
+        getattr(MaskFiller(), method)("A [MASK] film.", **arguments)
+
+
+def test_text_with_half_a_character() -> None:
+    """Python lets a string hold half of a surrogate pair; UTF-8 and the tokenizer do not."""
+    for call in (MaskFiller().fill, MaskFiller(), MaskFiller().count_tokens):
+        with pytest.raises(InputError, match="half a surrogate pair"):
+            call("A [MASK] \ud800 film.")
+
+
 def test_int8_agrees(bundles: dict[str, Path]) -> None:
     """int8 gives nearly the answers of fp32 on real sentences."""
     texts = masked_sentences("[MASK]", 200, seed=5)

@@ -61,6 +61,7 @@ def fuzz_texts(filler: MaskFiller, random: Random) -> str:
 def _any_value(random: Random) -> Any:
     return random.choice(
         (
+            *("error", "window", "left_to_right", "visible", "pll", "pll_word_l2r", "[a-z]+", "(", 0.5, False),
             *(None, True, 0, -1, 1, 5, 10**6, 10**30, 2.5, float("nan"), "", "good", "\ud800", b"good", [], ["good"]),
             *([None], ["good", 5], {"good": 1}, {"good"}, ("bad", "good"), object(), [[]], any_text(random), range(3)),
             *("[MASK]", ["A [MASK].", any_text(random)], Path("x"), "cpu", "cuda:7", "int8", "fp16"),
@@ -68,19 +69,37 @@ def _any_value(random: Random) -> Any:
     )
 
 
+def _some(random: Random, *names: str) -> dict[str, Any]:
+    return {name: _any_value(random) for name in names if random.random() < 0.3}
+
+
+_CHOICES = ("allow", "deny", "words_only", "pattern", "min_score", "renormalize", "long_text")
+
+
 def fuzz_arguments(filler: MaskFiller, random: Random) -> str:
     """Call a public method, or open a filler, with arguments of any kind."""
     text = "A [MASK] film." if random.random() < 0.5 else _any_value(random)
     options = {name: _any_value(random) for name in ("top_k", "targets") if random.random() < 0.6}
-    way = random.randrange(5)
+    chosen = {name: _any_value(random) for name in _CHOICES if random.random() < 0.2}
+    way = random.randrange(9)
     if way == 0:
         check_answer(text, filler.fill(text, **options))
     elif way == 1:
-        filler.fill_batch(text, **options)
+        filler.fill_batch(text if random.random() < 0.5 else [text], **options, **chosen)
     elif way == 2:
         filler(text, **options)
     elif way == 3:
         assert filler.count_tokens(text) >= 2
+    elif way == 4:
+        named = {"on_error": _any_value(random)} if random.random() < 0.3 else {"on_error": "return"}
+        list(filler.fill_stream([text, "A [MASK]."], **options, **chosen, **named))
+    elif way == 5:
+        words = _any_value(random) if random.random() < 0.7 else ["good", _any_value(random)]
+        filler.rank(text, words, **_some(random, "others", "normalize"))
+    elif way == 6:
+        filler.infill(text, **_some(random, "top_k", "beam_size", "order", "allow", "deny", "words_only"))
+    elif way == 7:
+        filler.score([text, "A film."], **_some(random, "method", "long_text"))
     else:
         opened = {name: _any_value(random) for name in ("device", "precision", "threads") if random.random() < 0.5}
         MaskFiller(_any_value(random) if random.random() < 0.7 or not opened else None, **opened)
