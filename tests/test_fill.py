@@ -178,7 +178,7 @@ def test_shipped_model_fills() -> None:
     ("method", "arguments", "message"),
     [
         ("fill", {"targets": 5}, "targets is a int"),
-        ("fill", {"targets": [["good"]]}, "targets holds"),
+        ("fill", {"targets": [["good"]]}, "is not a word"),
         ("fill", {"deny": [None, 5]}, "deny holds None"),
         ("fill", {"pattern": b"good"}, "pattern is b'good'"),
         ("fill", {"targets": ["\ud800"]}, "is not a word"),
