@@ -304,7 +304,7 @@ def test_stream_whose_iterator_raises(real: MaskFiller) -> None:
         (lambda f: f.fill("A [MASK].", allow="good"), "allow is 'good'; give a list"),
         (lambda f: f.fill("A [MASK].", deny=3), "deny is 3"),
         (lambda f: f.fill("A [MASK].", pattern="("), "no regular expression"),
-        (lambda f: f.fill("A [MASK].", pattern=3), "no regular expression"),
+        (lambda f: f.fill("A [MASK].", pattern=3), "pattern is 3; give a string"),
         (lambda f: f.fill("A [MASK].", words_only="yes"), "words_only is 'yes'"),
         (lambda f: f.fill("A [MASK].", min_score=1.5), "min_score is 1.5"),
         (lambda f: f.fill("A [MASK].", renormalize=1), "renormalize is 1"),
