@@ -112,7 +112,7 @@ def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selec
         graph: The graph, changed in place.
         end: The node that wants only rows, axis 1, of its first input.
         shapes: Symbolic shapes by value name, as they were before any selection; a node whose shapes are not
-            among them is not passed.
+            among them is not passed. Those of selected values are added.
         selection: How to select.
         width: Last axis of that input.
 
@@ -139,7 +139,10 @@ def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selec
             return value
         if value not in gathered:
             shape = shapes.get(value.name or "", ("B", "L", width))
-            gathered[value] = selection.gather(graph, value, shape, before)
+            chosen = gathered[value] = selection.gather(graph, value, shape, before)
+            # So that a second selection passes what the first one selected.
+            chosen.name = chosen.name or f"{value.name}_rows"
+            shapes[chosen.name] = shape
         return gathered[value]
 
     order = [node for node in graph if node in wanted]
@@ -226,9 +229,9 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
         if skip:
             return [axis, axis, *rest[1:]] if inputs[0] == inputs[1] else None
         return [axis, *rest]
-    if op in ("Softmax", "LogSoftmax"):
-        at = node.attributes.get_int("axis", -1)
-        return [axis] if axis != (at if at >= 0 else len(output) + at) else None
+    if op in ("Softmax", "LogSoftmax", "Split"):
+        at = node.attributes.get_int("axis", 0 if op == "Split" else -1)
+        return [axis, *rest] if axis != (at if at >= 0 else len(output) + at) else None
     if op in _REDUCTIONS:
         return [axis, *rest] if _reduces_last(node) and axis < len(output) - 1 else None
     if op == "MatMul":
