@@ -229,9 +229,9 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
         if skip:
             return [axis, axis, *rest[1:]] if inputs[0] == inputs[1] else None
         return [axis, *rest]
-    if op in ("Softmax", "LogSoftmax", "Split"):
-        at = node.attributes.get_int("axis", 0 if op == "Split" else -1)
-        return [axis, *rest] if axis != (at if at >= 0 else len(output) + at) else None
+    if op in ("Softmax", "LogSoftmax"):
+        at = node.attributes.get_int("axis", -1)
+        return [axis] if axis != (at if at >= 0 else len(output) + at) else None
     if op in _REDUCTIONS:
         return [axis, *rest] if _reduces_last(node) and axis < len(output) - 1 else None
     if op == "MatMul":
