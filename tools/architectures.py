@@ -2,7 +2,7 @@
 
     python tools/architectures.py
 
-Half an hour on two cores. Parity is that of the tiny models which the tests use; times are those of models 256 wide
+A quarter of an hour on two cores. Parity is that of the tiny models which the tests use; times are those of models 256 wide
 with 4 layers, since a tiny model's time is that of the tokenizer.
 """
 
