@@ -11,6 +11,7 @@ import click
 from mlm_infer.command import command_errors
 from mlm_infer.cpu import CpuKind
 from mlm_infer.errors import InputError
+from mlm_infer.export_cache import STEP_END
 
 from .bundle_commands import info, verify
 
@@ -97,7 +98,7 @@ def export(
         calibration_data=calibration_data,
         without_passes=without,
         overwrite=force,
-        on_step=lambda text: click.echo(f"{text} ...", err=True),
+        on_step=lambda text: click.echo(text + STEP_END, err=True),
     )
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))

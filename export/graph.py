@@ -88,6 +88,8 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
     by_row = add_node(graph, "Identity", [by_text])
     row_shape = add_constant(graph, "row_shape", np.array([-1, vocabulary]))
     logits = add_node(graph, "Reshape", [by_row, row_shape])
+    if everything.dtype == ir.DataType.FLOAT16:
+        logits = add_node(graph, "Cast", [logits], {"to": ir.DataType.FLOAT})
     last = add_constant(graph, "last_axis", np.array([-1]))
     probabilities = add_node(graph, "Softmax", [logits], {"axis": -1})
     largest_logit = add_node(graph, "ReduceMax", [logits, last], {"keepdims": 1})

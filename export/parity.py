@@ -1,15 +1,14 @@
 """How far an exported model is from PyTorch, at the masked positions of real text."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mlm_infer.backend import Backend
 from mlm_infer.bundle import TORCHSCRIPT
@@ -19,6 +18,7 @@ from mlm_infer.tables import format_table
 
 from .batches import Batch, feeds, sentence_batches, shape_batches
 from .int8 import Budget
+from .source import Source
 
 __all__ = [
     "Batch",
@@ -134,24 +134,24 @@ def make_batches(tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, 
     return batches
 
 
-def reference(model: PreTrainedModel, batch: Batch, inputs: Sequence[str]) -> NDArray[np.float32]:
-    """Return PyTorch's log-probabilities at the masks, [masks, vocabulary].
+def reference(source: Source, batch: Batch, inputs: Sequence[str]) -> NDArray[np.float32]:
+    """Return the log-probabilities of what is exported at the masks, [masks, vocabulary].
 
     Args:
-        model: The model.
+        source: The model.
         batch: What to run it on.
         inputs: Names of the inputs to give it.
     """
-    found = _logprobs(model, feeds(batch, inputs), inputs)
+    found = source.logprobs(feeds(batch, inputs), inputs)
     result: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[batch.flat]
     return result
 
 
-def mixes_padding(model: PreTrainedModel, batch: Batch, inputs: Sequence[str]) -> bool:
-    """Tell whether PyTorch answers the shortest text of a batch otherwise when it is padded.
+def mixes_padding(source: Source, batch: Batch, inputs: Sequence[str]) -> bool:
+    """Tell whether a model answers the shortest text of a batch otherwise when it is padded.
 
     Args:
-        model: The model.
+        source: The model.
         batch: Texts of several lengths.
         inputs: Names of the inputs to give it.
     """
@@ -159,19 +159,10 @@ def mixes_padding(model: PreTrainedModel, batch: Batch, inputs: Sequence[str]) -
     row, length = int(lengths.argmin()), int(lengths.min())
     arrays = feeds(batch, inputs)
     padded, alone = (
-        _logprobs(model, {name: arrays[name][row : row + 1, :end] for name in inputs}, inputs)[0, :length]
+        source.logprobs({name: arrays[name][row : row + 1, :end] for name in inputs}, inputs)[0, :length]
         for end in (None, length)
     )
     return float(np.abs(padded - alone).max()) > LOGPROB_TOLERANCE
-
-
-@torch.inference_mode()
-def _logprobs(
-    model: PreTrainedModel, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]
-) -> NDArray[np.float32]:
-    logits = model(**{name: torch.from_numpy(arrays[name]) for name in inputs}).logits
-    result: NDArray[np.float32] = torch.log_softmax(logits.float(), -1).numpy()
-    return result
 
 
 def compare(
@@ -221,30 +212,31 @@ def compare(
     )
 
 
-def check_case(case: ParityCase, budget: Budget) -> None:
-    """Refuse fp32 that differs from PyTorch, and fp16 that costs too much; int8 was held to its budget before.
+def check_case(case: ParityCase, budget: Budget, near: Collection[str] = ("fp16",)) -> None:
+    """Refuse fp32 that differs from what it was made of, and what rounds more where it costs too much.
 
     Args:
         case: What `compare` found.
-        budget: What fp16 may cost on the sentences.
+        budget: What rounding may cost on the sentences.
+        near: Precisions to hold to it; int8 that was made here has been.
 
     Raises:
         ExportError: The model is refused.
     """
     tolerance = TRACE_TOLERANCE if case.precision == TORCHSCRIPT else SCORE_TOLERANCE
-    exact = case.score_difference <= tolerance and case.logprob_difference <= LOGPROB_TOLERANCE
-    if case.precision in ("fp32", TORCHSCRIPT) and not exact:
+    same = case.score_difference <= tolerance and case.logprob_difference <= LOGPROB_TOLERANCE
+    if case.precision in ("fp32", TORCHSCRIPT) and not same:
         raise ExportError(
-            f"the exported {case.precision} model differs from PyTorch on {case.case}: "
+            f"the exported {case.precision} model differs from what it was made of on {case.case}: "
             f"scores by {case.score_difference:.1e} (at most {tolerance:.0e}), "
             f"log-probabilities by {case.logprob_difference:.1e} (at most {LOGPROB_TOLERANCE:.0e}); "
             "no bundle was written"
         )
     increase = case.perplexity / case.reference_perplexity - 1
-    near = increase <= budget.max_perplexity_increase and case.top1 >= budget.min_agreement
-    if case.precision == "fp16" and case.case == "sentences" and not near:
+    met = increase <= budget.max_perplexity_increase and case.top1 >= budget.min_agreement
+    if case.precision in near and case.case == "sentences" and not met:
         raise ExportError(
-            f"fp16 does not meet its budget: perplexity {increase:+.2%} (at most "
+            f"{case.precision} does not meet its budget: perplexity {increase:+.2%} (at most "
             f"{budget.max_perplexity_increase:+.2%}), same best token {case.top1:.1%} (at least "
             f"{budget.min_agreement:.1%}); allow more with --max-perplexity-increase and --min-agreement"
         )

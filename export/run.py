@@ -2,7 +2,6 @@
 
 import glob
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
@@ -14,13 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mlm_infer.backend import BACKENDS, backend_type
 from mlm_infer.bundle import MANIFEST, TOKENIZER, TORCHSCRIPT, Manifest, ModelFile, hash_file
-from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.cpu import CpuKind, cpu_kind
-from mlm_infer.errors import InputError, ModelError
+from mlm_infer.errors import InputError
 from mlm_infer.folders import check_output, move_into_place
 from mlm_infer.known_answers import record_answers
 
@@ -28,8 +25,8 @@ from .batches import Batch, shape_batches
 from .fp16 import rounded_as_on_gpu, to_fp16
 from .int8 import Budget, calibration_sentences, quantize_within
 from .parity import ParityCase, ParityReport, check_case, compare, make_batches, mixes_padding, reference
-from .serving import PASSES, build_serving_graph
-from .to_onnx import optimum_export
+from .serving import PASSES, PassError, ServingGraph, build_serving_graph
+from .source import Checkpoint, Source, open_source
 from .to_torchscript import TORCHSCRIPT_INPUTS, torchscript_export
 from .tokenizer import plain_tokenizer
 
@@ -57,7 +54,8 @@ def export_bundle(
     compared with PyTorch's.
 
     Args:
-        model: Hub id or folder of the checkpoint.
+        model: Hub id or folder of the checkpoint, or an ONNX file that somebody exported from one, which is
+            compared with itself then.
         output: Folder to write.
         precisions: Of the ONNX models, one or more of `fp32`, `fp16` (for CUDA) and `int8` (for the CPU).
         formats: `onnx`, `torchscript` (in fp32; PyTorch calls it deprecated) or both in one bundle.
@@ -94,70 +92,68 @@ def export_bundle(
     sentences = calibration_sentences(Path(calibration_data) if calibration_data is not None else None)
 
     step(f"loading {model}")
-    loaded, tokenizer, missing = open_checkpoint(model, attention="eager")
-    if missing:
-        raise ModelError(
-            f"{model} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random numbers; "
-            "fine-tune it first with mlm-train, or name a checkpoint with its masked-language-model head"
-        )
+    source = open_source(model)
+    tokenizer = source.tokenizer
     plain = plain_tokenizer(tokenizer)
-    loaded.eval()
+    _check_source(source, model, precisions, formats)
     with _workplace(target) as work:
         bundle = work / "bundle"
         bundle.mkdir()
-        longest = max_length(loaded, tokenizer.model_max_length)
-        mixed = _mixed(dict(shape_batches(tokenizer, sentences, min(longest, 32))))
+        mixed = _mixed(dict(shape_batches(tokenizer, sentences, min(source.longest, 32))))
         inputs: tuple[str, ...] = TORCHSCRIPT_INPUTS
         models: dict[str, ModelFile] = {}
         if "onnx" in formats:
-            step("exporting through Optimum")
-            exported = optimum_export(loaded, work / "optimum", tokenizer.model_input_names)
+            step("reading the graph" if source.foreign else "exporting through Optimum")
+            exported = source.to_onnx(work / "plain")
             step("building the serving graph")
-            serving = build_serving_graph(exported, _vocabulary(loaded), mixed, without=without_passes)
+            serving = _serving_graph(source, exported, mixed, without_passes, step)
             inputs = serving.inputs
-            models["fp32"] = _save(serving.model, bundle, "fp32", None, serving.details())
-        if "fp16" in precisions:
+            models[source.precision] = _save(serving.model, bundle, source.precision, None, serving.details())
+        if "fp16" in precisions and "fp16" not in models:
             step("converting to fp16")
             half = to_fp16(serving.model)
             models["fp16"] = _save(half, bundle, "fp16", None, serving.details())
             (work / "rounded").mkdir()
             _save(rounded_as_on_gpu(half), work / "rounded", "fp16", None, {})
-        if "int8" in precisions:
+        if "int8" in precisions and "int8" not in models:
             kind = cpu or cpu_kind()
             step(f"quantizing to int8 for {kind}")
-            room = longest - tokenizer.num_special_tokens_to_add()
+            room = source.longest - tokenizer.num_special_tokens_to_add()
             small, int8 = quantize_within(
                 serving.model, serving.inputs, tokenizer, room, kind, budget or Budget(), sentences, step
             )
             step(int8.summary())
             models["int8"] = _save(small, bundle, "int8", kind, serving.details() | int8.to_dict())
-        if "torchscript" in formats:
+        if "torchscript" in formats and isinstance(source, Checkpoint):
             step("tracing for TorchScript")
             models[TORCHSCRIPT] = ModelFile("model.torchscript.pt")
-            torchscript_export(loaded, mixed, bundle / models[TORCHSCRIPT].file)
-        step("comparing with PyTorch")
-        paths = {name: (work / "rounded" if name == "fp16" else bundle) / each.file for name, each in models.items()}
-        cases = _parity(loaded, tokenizer, longest, paths, inputs, budget or Budget())
+            torchscript_export(source.model, mixed, bundle / models[TORCHSCRIPT].file)
+        step("comparing with the file" if source.foreign else "comparing with PyTorch")
+        # What the CPU makes of fp16 is not what a GPU does.
+        paths = {name: bundle / each.file for name, each in models.items()}
+        if (work / "rounded").exists():
+            paths["fp16"] = work / "rounded" / models["fp16"].file
+        cases = _parity(source, paths, inputs, budget or Budget())
         for precision in set(models) - {*precisions, TORCHSCRIPT}:
             for name in models.pop(precision).names:
                 (bundle / name).unlink()
         cases = tuple(case for case in cases if case.precision in models)
         plain.save(str(bundle / TOKENIZER))
         manifest = Manifest(
-            source=_source(model, loaded),
-            architecture=loaded.config.model_type,
+            source=source.describe(),
+            architecture=source.architecture,
             mask_token=tokenizer.mask_token,
             mask_id=tokenizer.mask_token_id,
-            pad_id=_pad_id(loaded, tokenizer),
-            vocab_size=_vocabulary(loaded),
-            max_length=longest,
+            pad_id=source.pad_id,
+            vocab_size=source.vocabulary,
+            max_length=source.longest,
             clean_up_spaces=bool(tokenizer.clean_up_tokenization_spaces),
             inputs=inputs,
             models=models,
             parity={},
             files={path.name: hash_file(path) for path in sorted(bundle.iterdir())},
             created_with=_versions(),
-            mixes_padding=mixes_padding(loaded, mixed, inputs),
+            mixes_padding=mixes_padding(source, mixed, inputs),
         )
         sizes = {
             precision: sum(manifest.files[name].bytes for name in each.names) for precision, each in models.items()
@@ -200,24 +196,46 @@ def _alive(pid: str) -> bool:
     return True
 
 
-def _parity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    longest: int,
-    paths: dict[str, Path],
-    inputs: Sequence[str],
-    budget: Budget,
-) -> tuple[ParityCase, ...]:
+def _check_source(source: Source, model: str, precisions: Sequence[str], formats: Sequence[str]) -> None:
+    """Refuse what cannot be made of an ONNX file."""
+    if not source.foreign:
+        return
+    if "torchscript" in formats:
+        raise InputError(
+            f"TorchScript is traced from a checkpoint, and {model} is an ONNX file; take the format 'onnx'"
+        )
+    if source.precision != "fp32" and set(precisions) != {source.precision}:
+        raise InputError(
+            f"{model} is {source.precision}, and nothing else can be made of it; choose --precision {source.precision}"
+        )
+
+
+def _serving_graph(
+    source: Source, exported: Path, batch: Batch, without: Sequence[str], step: Callable[[str], None]
+) -> ServingGraph:
+    """Build the serving graph, leaving out a pass that does not fit somebody else's graph."""
+    left_out = list(without)
+    while True:
+        try:
+            return build_serving_graph(exported, source.vocabulary, batch, without=left_out)
+        except PassError as error:
+            if not source.foreign or error.name in left_out:
+                raise
+            step(f"leaving out the pass {error.name}, which does not fit this graph")
+            left_out.append(error.name)
+
+
+def _parity(source: Source, paths: dict[str, Path], inputs: Sequence[str], budget: Budget) -> tuple[ParityCase, ...]:
     sessions = {
         name: backend_type("torchscript" if name == TORCHSCRIPT else "onnx")(path, kind="cpu")
         for name, path in paths.items()
     }
     found: list[ParityCase] = []
-    for name, batches in make_batches(tokenizer, longest).items():
-        pairs = [(batch, reference(model, batch, inputs)) for batch in batches]
+    for name, batches in make_batches(source.tokenizer, source.longest).items():
+        pairs = [(batch, reference(source, batch, inputs)) for batch in batches]
         found.extend(compare(precision, name, session, inputs, iter(pairs)) for precision, session in sessions.items())
     for case in found:
-        check_case(case, budget)
+        check_case(case, budget, near=("fp16", source.precision))
     return tuple(sorted(found, key=lambda case: list(paths).index(case.precision)))
 
 
@@ -236,29 +254,6 @@ def _check_choice(name: str, found: Sequence[str], known: Sequence[str]) -> None
 def _mixed(batches: dict[str, Batch]) -> Batch:
     """Return the batch whose texts differ most in length: padding is where a graph pass would go wrong."""
     return max(batches.values(), key=lambda batch: int(np.ptp(batch.attention_mask.sum(axis=1))))
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.get_output_embeddings().weight.shape[0])
-
-
-def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the model's own padding id: RoBERTa counts positions from it, whatever the tokenizer says."""
-    own = model.config.pad_token_id
-    return int(own if own is not None else tokenizer.pad_token_id or 0)
-
-
-def _source(model: str, loaded: PreTrainedModel) -> dict[str, Any]:
-    folder = Path(model)
-    weights = (
-        {path.name: hash_file(path).sha256 for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
-    )
-    return {
-        "model": folder.resolve().name if folder.is_dir() else model,
-        "revision": getattr(loaded.config, "_commit_hash", None),
-        "weights_sha256": weights,
-        "config": json.loads(loaded.config.to_json_string(use_diff=True)),
-    }
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """From the graph that Optimum exports to the one that serves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from mlm_infer.errors import ExportError
+from mlm_infer.errors import ExportError, MlmInferError
 
 from .attention import fuse_attention
 from .batches import Batch, feeds
@@ -21,7 +22,7 @@ from .run_model import open_model
 from .shapes import observe_shapes
 from .to_onnx import ENCODER_INPUTS
 
-__all__ = ["PASSES", "ServingGraph", "build_serving_graph"]
+__all__ = ["PASSES", "PassError", "ServingGraph", "build_serving_graph"]
 
 PASSES = ("fusions", "attention", "rows")
 """What is done to a graph for speed alone, in this order; each is checked and can be left out."""
@@ -29,6 +30,18 @@ PASSES = ("fusions", "attention", "rows")
 # Old ONNX Runtimes refuse newer files, and cannot say up to which they read.
 _IR_VERSION = 9
 _TOLERANCE = 1e-3
+
+
+class PassError(ExportError):
+    """A graph pass that does not fit a graph.
+
+    Attributes:
+        name: The pass, one of `PASSES`.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"the graph pass {name!r} {problem}; export without it: --no-pass {name}")
+        self.name = name
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,8 @@ def build_serving_graph(path: Path, vocabulary: int, batch: Batch, *, without: S
         without: Names of `PASSES` to leave out.
 
     Raises:
-        ExportError: A pass changed the answers; the message names it.
+        PassError: A pass changed the answers, or failed.
+        ExportError: ONNX Runtime cannot run the graph.
     """
     model = ir.load(path)
     inputs = tuple(each.name for each in model.graph.inputs if each.name in ENCODER_INPUTS)
@@ -71,22 +85,25 @@ def build_serving_graph(path: Path, vocabulary: int, batch: Batch, *, without: S
     if "fusions" in without:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     else:
-        model, fusions = fuse(path)
+        with _named("fusions"):
+            model, fusions = fuse(path)
         _check("fusions", _logits(model, inputs, batch), expected)
     graph = model.graph
     shapes = observe_shapes(model, inputs, int(batch.answers[0]))
     if "attention" not in without:
-        fusions["MultiHeadAttention"] = fuse_attention(graph, shapes)
-        common.RemoveUnusedNodesPass()(model)
+        with _named("attention"):
+            fusions["MultiHeadAttention"] = fuse_attention(graph, shapes)
+            common.RemoveUnusedNodesPass()(model)
         _check("attention", _logits(model, inputs, batch), expected)
     shapes["all_logits"] = ("B", "L", vocabulary)
     by_text, by_row = add_serving_head(model, vocabulary)
     named = {each.name: each for each in graph.inputs}
     # Without the pass the rows are selected where they are asked for: at the logits.
     movable = {} if "rows" in without else shapes
-    texts = move_rows_up(graph, by_text, movable, text_rows(named["mask_positions"]), vocabulary)
-    shapes[by_text.outputs[0].name or ""] = ("B", "L", vocabulary)
-    rows = move_rows_up(graph, by_row, movable, flat_rows(named["mask_rows"]), vocabulary)
+    with _named("rows"):
+        texts = move_rows_up(graph, by_text, movable, text_rows(named["mask_positions"]), vocabulary)
+        shapes[by_text.outputs[0].name or ""] = ("B", "L", vocabulary)
+        rows = move_rows_up(graph, by_row, movable, flat_rows(named["mask_rows"]), vocabulary)
     for marker in (by_row, by_text):
         source = marker.inputs[0]
         assert source is not None  # noqa: S101
@@ -97,6 +114,17 @@ def build_serving_graph(path: Path, vocabulary: int, batch: Batch, *, without: S
     (found,) = open_model(model).run(["logits"], feeds(batch, inputs))
     _check("rows", found, expected)
     return ServingGraph(model, inputs, fusions, (len(texts), len(rows)))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say of any failure which pass it was in: a graph may hold what nobody has seen."""
+    try:
+        yield
+    except MlmInferError:
+        raise
+    except Exception as error:
+        raise PassError(name, f"failed ({type(error).__name__}: {error!s:.100})") from error
 
 
 def _logits(model: ir.Model, inputs: Sequence[str], batch: Batch) -> NDArray[np.float32]:
@@ -111,6 +139,4 @@ def _logits(model: ir.Model, inputs: Sequence[str], batch: Batch) -> NDArray[np.
 def _check(name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
     if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise ExportError(
-            f"the graph pass {name!r} changed the logits by {difference:.1e}; export without it: --no-pass {name}"
-        )
+        raise PassError(name, f"changed the logits by {difference:.1e}")

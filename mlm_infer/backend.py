@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .bundle import TORCHSCRIPT, Manifest
 from .cpu import cpu_kind, suits_this_cpu
 from .errors import DeviceError, InputError
+from .foreign import EveryPosition, ForeignManifest
 from .onnx_scan import check_graph
 
 __all__ = ["BACKENDS", "Backend", "BackendType", "backend_type", "open_backend"]
@@ -106,7 +107,7 @@ def open_backend(
     """
     kind, number = _parse_device(device)
     name = _choose_backend(manifest, backend, folder)
-    opener = backend_type(name)
+    opener: BackendType = EveryPosition if isinstance(manifest, ForeignManifest) else backend_type(name)
     why_not = None if kind == "cpu" else opener.why_no_cuda()
     if kind == "cuda" and why_not:
         raise DeviceError(f"device is {device!r}, but {why_not}")
@@ -134,7 +135,7 @@ def _open(
         manifest.check_file(folder, files.weights)
     path = manifest.check_file(folder, files.file)
     if chosen != TORCHSCRIPT:
-        check_graph(path, files.weights)
+        check_graph(path, Path(files.weights).name if files.weights is not None else None)
     model = opener(path, kind=kind, number=number, threads=threads)
     if not suits_this_cpu(files.cpu):
         logger.warning(

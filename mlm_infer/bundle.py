@@ -18,6 +18,7 @@ __all__ = [
     "Manifest",
     "ModelFile",
     "StoredFile",
+    "confine",
     "hash_file",
 ]
 
@@ -136,12 +137,8 @@ class Manifest:
         Raises:
             BundleError: The file is missing, leads out of the folder, is too large, of another size, or differs.
         """
-        path = folder / name
+        path = confine(folder, name)
         stored = self.files[name]
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; export the model again, or copy the whole folder")
-        if not _confined(folder, path):
-            raise BundleError(f"{path} is a link to {path.resolve()}, out of the bundle; copy the file itself there")
         size = path.stat().st_size
         if size != stored.bytes:
             raise BundleError(f"{path} has {size:,} bytes, the manifest says {stored.bytes:,}; copy or export it again")
@@ -159,11 +156,24 @@ class Manifest:
         return path
 
 
-def _confined(folder: Path, path: Path) -> bool:
-    """Tell whether a file lies in its bundle, or in the store that a Hub cache's snapshots link to."""
+def confine(folder: Path, name: str) -> Path:
+    """Return a file's path after checking that it is in its folder, or in the store that a Hub cache links to.
+
+    Args:
+        folder: The folder.
+        name: Path of the file in it.
+
+    Raises:
+        BundleError: The file is missing, or a link out of the folder.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; export the model again, or copy the whole folder")
     real, home = path.resolve(), folder.resolve()
     stores = [each.parent / "blobs" for each in home.parents if each.name == "snapshots"]
-    return real.is_relative_to(home) or real.parent in stores
+    if not real.is_relative_to(home) and real.parent not in stores:
+        raise BundleError(f"{path} is a link to {real}, out of the bundle; copy the file itself there")
+    return path
 
 
 def hash_file(path: Path) -> StoredFile:

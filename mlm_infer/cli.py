@@ -28,7 +28,7 @@ _CHUNK = 256
 
 @click.command()
 @click.argument("texts", nargs=-1)
-@click.option("--model", "-m", help="Folder of a bundle.  [default: the small English model of the package]")
+@click.option("--model", "-m", help="Bundle, ONNX export, checkpoint or Hub id.  [default: the one shipped]")
 @click.option(
     "--file",
     "-f",

@@ -19,8 +19,10 @@ from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
 from .errors import BundleError, InputError
 from .filling import Choice, OnError, answer_as_pipeline, check_top_k, fill_stream, fill_texts
+from .foreign import ForeignManifest
 from .infill import Order, expand_spans, infill_text
 from .known_answers import check_answers
+from .locate import locate
 from .manifest import read_manifest
 from .predict import Predictor
 from .ranking import Others, rank_candidates
@@ -70,7 +72,11 @@ class MaskFiller:
     Safe to share between threads. It can be pickled, and works in a forked process; there it opens the model anew.
 
     Args:
-        model: Folder of a bundle; None opens the small English model that ships with the package.
+        model: Folder of a bundle; None opens the small English model that ships with the package. It may also be
+            other people's: a folder with a plain ONNX export (`model.onnx`, `onnx/model.onnx`,
+            `model_quantized.onnx`) or such a file, which runs as it is; a checkpoint; or a Hub id of any of these.
+            With the extra [export] installed, plain exports and checkpoints are turned into bundles on first use
+            and kept in the cache folder, `MLM_INFER_CACHE` or mlm-infer in the user's.
         device: `auto` (CUDA if it works, else the CPU), `cpu`, `cuda` or `cuda:N`.
         precision: `auto` (the fastest the bundle holds for the device), `fp32`, `fp16` or `int8`.
         threads: Threads of one run; None takes all the processors this process may use. With torchscript it is
@@ -78,12 +84,17 @@ class MaskFiller:
         backend: `auto` (ONNX Runtime where the bundle holds an ONNX model), `onnx` or `torchscript`.
         self_test: Replay the known answers of the bundle, which tells whether this machine computes what the
             exporting one did.
+        revision: Branch, tag or commit on the Hub.
+        local_files_only: Download nothing, as with the environment variable `HF_HUB_OFFLINE`.
 
     Raises:
         InputError: An argument is out of its range, or the bundle lacks that precision or backend.
-        BundleError: The bundle is missing, incomplete or damaged, or its known answers do not come out.
+        BundleError: The bundle is missing, incomplete or damaged, its known answers do not come out, or the Hub
+            or the cache folder cannot be used.
+        ModelError: It is no masked language model.
         DeviceError: The device cannot be used.
-        DependencyError: What runs the model, ONNX Runtime or torch, is not installed.
+        DependencyError: What runs the model, ONNX Runtime or torch, is not installed, or [export] for a checkpoint.
+        ExportError: The checkpoint cannot be exported.
     """
 
     def __init__(
@@ -95,12 +106,19 @@ class MaskFiller:
         threads: int | None = None,
         backend: str = "auto",
         self_test: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= _MOST_THREADS):
             raise InputError(f"threads is {threads!r}; it must be from 1 to {_MOST_THREADS}, or None for all")
-        folder = _folder(model) if model is not None else _shipped_model()
-        manifest = read_manifest(folder)
+        if model is None:
+            folder = _shipped_model()
+            manifest = read_manifest(folder)
+        else:
+            folder, manifest = locate(
+                model, precision=precision, backend=backend, revision=revision, local_files_only=local_files_only
+            )
         encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
         open_here = partial(
@@ -122,7 +140,9 @@ class MaskFiller:
             max_length=manifest.max_length,
             vocab_size=manifest.vocab_size,
         )
-        self._arguments = (place if model is not None else None, device, precision, threads, backend)
+        plain = isinstance(manifest, ForeignManifest)
+        again = None if model is None else place / manifest.models[chosen].file if plain else place
+        self._arguments = (again, device, precision, threads, backend)
         if self_test:
             check_answers(self.info, manifest.known_answers.get(chosen, ()), self._logprobs_of)
 
@@ -492,15 +512,6 @@ def _reopen(
     model: str | PathLike[str] | None, device: str, precision: str, threads: int | None, backend: str
 ) -> MaskFiller:
     return MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
-
-
-def _folder(model: str | PathLike[str]) -> Path:
-    if not isinstance(model, str | PathLike):
-        raise InputError(f"model is a {type(model).__name__}; give the folder of a bundle")
-    try:
-        return Path(model).expanduser()
-    except (RuntimeError, TypeError) as error:
-        raise BundleError(f"{model!r} names no folder: {error}") from error
 
 
 def _shipped_model() -> Path:

@@ -5,6 +5,7 @@ follows the wire format of protocol buffers (https://protobuf.dev/programming-gu
 messages of ONNX (onnx.proto) that can hold a tensor, and refuses what it does not understand.
 """
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _HOLDS: dict[str, dict[int, str]] = {
 _DEEPEST = 50
 
 
-def external_files(graph: bytes) -> set[str]:
+def external_files(graph: bytes | mmap.mmap) -> set[str]:
     """Return the names of all files that the tensors of a graph lie in.
 
     Args:
@@ -101,8 +102,12 @@ def check_graph(path: Path, weights: str | None) -> None:
         BundleError: It asks for another file, or is no ONNX graph.
     """
     try:
-        strange = external_files(path.read_bytes()) - {weights}
-    except BundleError as error:
-        raise BundleError(f"{path} cannot be read: {error}; export the model again") from error
+        with path.open("rb") as stream:
+            # One that holds its weights itself may be large.
+            graph = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        strange = external_files(graph) - {weights}
+    except (BundleError, ValueError) as error:
+        reason = error if isinstance(error, BundleError) else "it is empty"
+        raise BundleError(f"{path} cannot be read: {reason}; export the model again") from error
     if strange:
-        raise BundleError(f"{path} asks for the file {min(strange)!r}, which a bundle may not; export the model again")
+        raise BundleError(f"{path} asks for the file {min(strange)!r}, which it may not; export the model again")

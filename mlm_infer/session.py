@@ -48,6 +48,11 @@ class Session:
         kind: `cpu` or `cuda`.
         number: Which CUDA device.
         threads: Threads of one run; None takes all the processors this process may use.
+        serving: Whether the export built the file to serve masks, and fused it.
+
+    Attributes:
+        inputs: Shape of each input by name; what may vary is a name or None.
+        outputs: Names of the outputs.
 
     Raises:
         DependencyError: ONNX Runtime is not installed.
@@ -55,7 +60,9 @@ class Session:
         BundleError: ONNX Runtime cannot load the file.
     """
 
-    def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, kind: str, number: int = 0, threads: int | None = None, serving: bool = True
+    ) -> None:
         onnxruntime = _onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
@@ -68,10 +75,10 @@ class Session:
         # Its errors come as exceptions; its own log would say them again, over several lines.
         options.log_severity_level = 4
         providers: list[Any] = ["CPUExecutionProvider"]
-        if kind == "cpu":
+        if kind == "cpu" and serving:
             # The export has fused what pays here; ONNX Runtime would fuse on, to nodes that are slower on a CPU.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        else:
+        if kind == "cuda":
             _preload_cuda(onnxruntime, number)
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(number)} | _CUDA_OPTIONS))
         try:
@@ -91,7 +98,9 @@ class Session:
         if kind == "cuda" and self.provider != "CUDAExecutionProvider":
             # It also takes the CPU where libraries are missing, and says on stderr which.
             raise DeviceError(_cannot_start(number, "its CUDA or cuDNN libraries are missing"))
-        self._bound = BoundRuns(self._session, "cuda", number) if kind == "cuda" else None
+        self.inputs: dict[str, list[str | int | None]] = {each.name: each.shape for each in self._session.get_inputs()}
+        self.outputs = [each.name for each in self._session.get_outputs()]
+        self._bound = BoundRuns(self._session, "cuda", number) if kind == "cuda" and serving else None
 
     @staticmethod
     def version() -> str:
@@ -127,6 +136,7 @@ class Session:
             The outputs in the order asked for.
 
         Raises:
+            DeviceError: The device has no memory left, or failed.
             BundleError: ONNX Runtime cannot run the model.
         """
         try:
@@ -135,6 +145,8 @@ class Session:
             return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             reason = str(error).strip().splitlines()[0]
+            if re.search(r"CU\w+ failure|out of memory|[Ff]ailed to allocate", str(error)):
+                raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
             raise BundleError(f"ONNX Runtime cannot run {self._path}: {reason}") from error
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Models that the tests run: a real small checkpoint, and tiny ones of every architecture built in code."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Any word that names no folder may be a model of the Hub; tests/hub_server.py stands in for it where it is wanted.
+os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT / "tools"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what is exported on first use out of the user's cache."""
+    os.environ["MLM_INFER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

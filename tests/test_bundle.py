@@ -30,12 +30,13 @@ def test_missing_folder(tmp_path: Path) -> None:
         MaskFiller(tmp_path / "nowhere")
 
 
-def test_empty_folder_and_checkpoint(tmp_path: Path, base: Path) -> None:
-    """A folder without a manifest; for a checkpoint, the command names it."""
+def test_empty_folder(tmp_path: Path) -> None:
+    """A folder without a manifest, or with the settings of a checkpoint and nothing else."""
     with pytest.raises(BundleError, match=r"holds no mlm_infer\.json"):
         MaskFiller(tmp_path)
-    with pytest.raises(BundleError, match=f"mlm-export {base} OUT"):
-        MaskFiller(base)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BundleError, match=f"mlm-export {tmp_path} OUT"):
+        MaskFiller(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.int8.onnx", "model.int8.weights"])

@@ -2,8 +2,8 @@
 
     python tools/architectures.py
 
-A quarter of an hour on two cores. Parity is that of the tiny models which the tests use; times are those of models 256 wide
-with 4 layers, since a tiny model's time is that of the tokenizer.
+A quarter of an hour on two cores. Parity is that of the tiny models which the tests use; times are those of models
+256 wide with 4 layers, since a tiny model's time is that of the tokenizer.
 """
 
 import json

@@ -145,6 +145,26 @@ def headless(folder: Path) -> None:
         shutil.copy(folder / "checkpoint" / name, folder / "encoder")
 
 
+def plain_export(folder: Path, *, without: str | None = None, output: str = "logits") -> None:
+    """Make an ONNX file as others do: one product, with no more of a model than its inputs and outputs."""
+    shutil.copytree(folder / "checkpoint", folder / "plain")
+    (folder / "plain/model.safetensors").unlink()
+    ids, scores = (
+        onnx.helper.make_tensor_value_info(name, kind, ["batch", "length", *more])
+        for name, kind, more in (("input_ids", onnx.TensorProto.INT64, []), (output, onnx.TensorProto.FLOAT, [1]))
+    )
+    nodes = [
+        onnx.helper.make_node("Cast", ["input_ids"], ["numbers"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Unsqueeze", ["numbers", "axis"], [output]),
+    ]
+    axis = onnx.helper.make_tensor("axis", onnx.TensorProto.INT64, [1], [2])
+    graph = onnx.helper.make_graph(nodes, "plain", [ids], [scores], [axis])
+    model = onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    onnx.save(model, folder / "plain/model.onnx")
+    if without:
+        (folder / "plain" / without).unlink()
+
+
 def put(name: str, content: bytes) -> Prepare:
     """Return what writes a file."""
     return lambda folder: (folder / name).write_bytes(content)
@@ -175,11 +195,19 @@ OLD_CPU = (
     "from mlm_infer.cli import main; main(['A [MASK].', '-m', 'bundle'])\""
 )
 
+PLAIN = (
+    "python -c \"import sys; sys.modules['onnx_ir'] = None; "
+    "from mlm_infer.cli import main; main(['A [MASK].', '-m', 'plain'])\""
+)
+NO_EXPORT = (
+    "python -c \"import sys; sys.modules['onnx_ir'] = None; "
+    "from mlm_infer.cli import main; main(['A [MASK].', '-m', 'checkpoint'])\""
+)
+
 GROUPS: dict[str, list[Fault]] = {
     "A bundle": [
         Fault("no such folder", nothing, 'mlm-fill "A [MASK]." -m nowhere'),
         Fault("an empty folder", lambda folder: (folder / "empty").mkdir(), 'mlm-fill "A [MASK]." -m empty'),
-        Fault("a checkpoint, not exported", nothing, 'mlm-fill "A [MASK]." -m checkpoint'),
         *(
             fault
             for name in (TOKENIZER, GRAPH, WEIGHTS)
@@ -206,6 +234,25 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("a tokenizer for another model", edit(lambda v: v.update(mask_id=104))),
         Fault("random embeddings, hashes put right", shuffle, "mlm-export verify bundle"),
         Fault("no known answers, `self_test=True`", edit(lambda v: v.update(known_answers={})), TESTED),
+    ],
+    "Other people's models": [
+        Fault("a checkpoint, without [export]", nothing, NO_EXPORT),
+        Fault("an encoder without its head", headless, 'mlm-fill "A [MASK]." -m encoder'),
+        Fault(
+            "a cache folder that cannot be written",
+            nothing,
+            'MLM_INFER_CACHE=locked/cache mlm-fill "A [MASK]." -m checkpoint',
+        ),
+        Fault("a full disk", nothing, 'MLM_INFER_CACHE=full/cache mlm-fill "A [MASK]." -m checkpoint'),
+        Fault("a Hub id, offline", nothing, 'mlm-fill "A [MASK]." -m team/model'),
+        Fault(
+            "a precision that a plain export lacks",
+            plain_export,
+            "python -c \"from mlm_infer import MaskFiller; MaskFiller('plain', precision='int8')\"",
+        ),
+        Fault("a plain export without its tokenizer", lambda f: plain_export(f, without=TOKENIZER), PLAIN),
+        Fault("a plain export without its settings", lambda f: plain_export(f, without="config.json"), PLAIN),
+        Fault("a plain export of an encoder", lambda f: plain_export(f, output="last_hidden_state"), PLAIN),
     ],
     "A text or an option": [
         Fault("no text", nothing, "mlm-fill"),
@@ -281,6 +328,7 @@ def _plain(line: str, folder: Path) -> str:
     """Leave out what differs from run to run: scratch names, and digits that the processor rounds."""
     line = line.replace(f"{folder}/", "").replace(str(folder), ".")
     line = re.sub(r"\.export-\d+-\w+", ".export-N", line)
+    line = re.sub(r"-[0-9a-f]{16}\b", "-HASH", line)
     line = re.sub(r"(perplexity |best token )[+-]?\d+\.\d+%", r"\1N%", line)
     return re.sub(r"-\d+\.\d{4}", "-N", line)
 

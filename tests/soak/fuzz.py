@@ -102,7 +102,9 @@ def fuzz_arguments(filler: MaskFiller, random: Random) -> str:
         filler.score([text, "A film."], **_some(random, "method", "long_text"))
     else:
         opened = {name: _any_value(random) for name in ("device", "precision", "threads") if random.random() < 0.5}
-        MaskFiller(_any_value(random) if random.random() < 0.7 or not opened else None, **opened)
+        # Any word may be a model of the Hub, which is not to be asked.
+        opened["local_files_only"] = True
+        MaskFiller(_any_value(random) if random.random() < 0.7 else None, **opened)
     return "answered"
 
 

@@ -1,0 +1,200 @@
+"""What is exported: a PyTorch checkpoint, or the ONNX file that somebody made of one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mlm_infer.bundle import hash_file
+from mlm_infer.checkpoint import max_length, open_checkpoint
+from mlm_infer.errors import ExportError, ModelError
+from mlm_infer.foreign import home_of, onnx_files, precision_of, read_foreign
+from mlm_infer.session import Session
+
+from .to_onnx import OPSET, optimum_export
+
+__all__ = ["Checkpoint", "OnnxFile", "Source", "open_source"]
+
+
+class Source(Protocol):
+    """A masked language model to export.
+
+    Attributes:
+        tokenizer: Its tokenizer, as transformers loads it.
+        architecture: Its `model_type`.
+        precision: Of the graph that `to_onnx` gives.
+        vocabulary: Width of its logits.
+        longest: Most tokens that it takes, special ones included.
+        pad_id: Its padding id.
+        foreign: Whether the graph is not of this package's making, so that a pass may not fit it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    architecture: str
+    precision: str
+    vocabulary: int
+    longest: int
+    pad_id: int
+    foreign: bool
+
+    def to_onnx(self, folder: Path) -> Path:
+        """Write a graph into the folder that gives `logits` at every position."""
+        ...
+
+    def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
+        """Return log-probabilities everywhere, [batch, length, vocabulary].
+
+        Args:
+            arrays: Inputs by name, [batch, length].
+            inputs: Names of those to give to the model.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return where it came from, as the manifest holds it."""
+        ...
+
+
+class Checkpoint:
+    """A PyTorch checkpoint.
+
+    Args:
+        model: Hub id or folder.
+
+    Raises:
+        ModelError: It is no masked language model, or its head has no weights.
+    """
+
+    precision = "fp32"
+    foreign = False
+
+    def __init__(self, model: str) -> None:
+        folder = Path(model).expanduser()
+        if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+            exports = onnx_files([each.relative_to(folder).as_posix() for each in folder.rglob("*.onnx")])
+            if exports:
+                file = folder / next(iter(exports.values()))
+                raise ModelError(
+                    f"{model} holds an ONNX export and no checkpoint; name the file: mlm-export {file} OUT"
+                )
+        self.model, self.tokenizer, missing = open_checkpoint(model, attention="eager")
+        if missing:
+            raise ModelError(
+                f"{model} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random numbers; "
+                "fine-tune it first with mlm-train, or name a checkpoint with its masked-language-model head"
+            )
+        self.model.eval()
+        self._name = model
+        self.architecture: str = self.model.config.model_type
+        self.vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
+        self.longest = max_length(self.model, self.tokenizer.model_max_length)
+        # RoBERTa counts positions from the model's own padding id, whatever the tokenizer says.
+        own = self.model.config.pad_token_id
+        self.pad_id = int(own if own is not None else self.tokenizer.pad_token_id or 0)
+
+    def to_onnx(self, folder: Path) -> Path:
+        """Export through Optimum."""
+        return optimum_export(self.model, folder, self.tokenizer.model_input_names)
+
+    @torch.inference_mode()
+    def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
+        """Run PyTorch."""
+        logits = self.model(**{name: torch.from_numpy(arrays[name]) for name in inputs}).logits
+        result: NDArray[np.float32] = torch.log_softmax(logits.float(), -1).numpy()
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, revision, hashes of the weights, and configuration."""
+        folder = Path(self._name).expanduser()
+        weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        name, revision = _named(folder) if folder.is_dir() else (self._name, None)
+        return {
+            "model": name,
+            "revision": revision or getattr(self.model.config, "_commit_hash", None),
+            "weights_sha256": {path.name: hash_file(path).sha256 for path in weights},
+            "config": json.loads(self.model.config.to_json_string(use_diff=True)),
+        }
+
+
+class OnnxFile:
+    """A plain ONNX export, as Optimum and transformers.js write it, with its settings and tokenizer beside it.
+
+    Args:
+        path: The file; `tokenizer.json` and `config.json` are in its folder or in the one above.
+
+    Raises:
+        ModelError: Its tokenizer cannot be read.
+        BundleError: A file of it is missing or broken.
+    """
+
+    foreign = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = home_of(path)
+        self.precision = precision_of(path)
+        known = read_foreign(self._folder, {self.precision: path.relative_to(self._folder).as_posix()})
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(str(self._folder))
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"transformers cannot load the tokenizer of {self._folder}: {reason[0]}") from error
+        self._session = Session(path, kind="cpu", serving=False)
+        self.architecture = known.architecture
+        self.vocabulary = known.vocab_size
+        self.longest = known.max_length
+        self.pad_id = known.pad_id
+
+    def to_onnx(self, folder: Path) -> Path:
+        """Copy the graph, with logits alone as its output, in the version of ONNX that the passes are written for."""
+        folder.mkdir()
+        try:
+            model = onnx.load(str(self._path))
+            others = [each for each in model.graph.output if each.name != "logits"]
+            for each in others:
+                model.graph.output.remove(each)
+            version = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+            if version < OPSET:
+                model = onnx.version_converter.convert_version(model, OPSET)
+            onnx.save(model, str(folder / "model.onnx"))
+        except Exception as error:  # onnx raises what its C++ throws
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ExportError(f"{self._path} cannot be rewritten: {reason[0]:.200}") from error
+        return folder / "model.onnx"
+
+    def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
+        """Run the file as it is."""
+        (logits,) = self._session.run(["logits"], {name: arrays[name] for name in inputs})
+        shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
+        result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, revision, and the hash of the file."""
+        name, revision = _named(self._folder)
+        return {
+            "model": name,
+            "revision": revision,
+            "weights_sha256": {self._path.name: hash_file(self._path).sha256},
+            "config": json.loads((self._folder / "config.json").read_text(encoding="utf-8")),
+        }
+
+
+def open_source(model: str) -> Checkpoint | OnnxFile:
+    """Open a Hub id, the folder of a checkpoint, or an ONNX file."""
+    path = Path(model).expanduser()
+    return OnnxFile(path) if path.suffix == ".onnx" and path.is_file() else Checkpoint(model)
+
+
+def _named(folder: Path) -> tuple[str, str | None]:
+    """Return name and revision: the Hub's own where the folder is a snapshot of its cache."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
+    return folder.name, None

@@ -1,0 +1,256 @@
+"""Other people's models: plain ONNX exports, which give logits at every position."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from .bundle import TOKENIZER, Manifest, ModelFile, confine
+from .errors import BundleError, ModelError
+from .session import Session
+
+__all__ = [
+    "EveryPosition",
+    "ForeignManifest",
+    "home_of",
+    "onnx_files",
+    "precision_of",
+    "read_foreign",
+    "settings_files",
+]
+
+_ONNX_FILES = {
+    "fp32": ("model.onnx", "onnx/model.onnx"),
+    "fp16": ("model_fp16.onnx", "onnx/model_fp16.onnx"),
+    "int8": ("model_quantized.onnx", "onnx/model_quantized.onnx"),
+}
+"""Where Optimum and transformers.js put their exports, by precision; the first is what is taken by default.
+
+fp32 comes first: nobody has compared the answers of the others."""
+
+_SETTINGS = ("config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+_WEIGHTS_ENDINGS = ("_data", ".data")
+
+_AFTER_PADDING = frozenset(
+    ["camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"]
+)
+"""Architectures whose positions count from the one after the padding id, as fairseq's do; bundles hold the length
+that the weights have, a plain ONNX file does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignManifest(Manifest):
+    """What is known of a folder that `mlm-export` did not write. Nothing says what its files must hold."""
+
+    def check_file(self, folder: Path, name: str) -> Path:
+        """Return a file's path after checking that it is there and does not lead out of the folder."""
+        return confine(folder, name)
+
+
+def onnx_files(names: Iterable[str]) -> dict[str, str]:
+    """Return the ONNX exports among the files of a folder or repository, by precision."""
+    held = set(names)
+    found = {precision: [each for each in files if each in held] for precision, files in _ONNX_FILES.items()}
+    return {precision: files[0] for precision, files in found.items() if files}
+
+
+def precision_of(path: Path) -> str:
+    """Return the precision that the name of an ONNX export stands for."""
+    return next((each for each, files in _ONNX_FILES.items() if path.name in files), "fp32")
+
+
+def home_of(file: Path) -> Path:
+    """Return the folder of a model, given an ONNX file in it or in its folder `onnx`."""
+    return file.parent.parent if file.parent.name == "onnx" and not (file.parent / TOKENIZER).exists() else file.parent
+
+
+def settings_files(names: Iterable[str], model: str) -> list[str]:
+    """Return the files that an ONNX export needs, itself included."""
+    wanted = {model, *_SETTINGS, *(model + ending for ending in _WEIGHTS_ENDINGS)}
+    return sorted(wanted & set(names))
+
+
+def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
+    """Read what is known of plain ONNX exports.
+
+    Args:
+        folder: Where `config.json` and `tokenizer.json` are.
+        files: The exports by precision, as paths within the folder.
+
+    Raises:
+        BundleError: A file is missing or cannot be read.
+        ModelError: The tokenizer has no mask.
+    """
+    config = _json(folder, "config.json")
+    settings = _json(folder, "tokenizer_config.json", needed=False)
+    special = _json(folder, "special_tokens_map.json", needed=False)
+    if not (folder / TOKENIZER).is_file():
+        raise BundleError(
+            f"{folder} holds no {TOKENIZER}, without which texts cannot be read; "
+            f"AutoTokenizer.from_pretrained(...).save_pretrained({str(folder)!r}) writes it"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BundleError(f"{folder / TOKENIZER} cannot be read as a tokenizer: {error}") from error
+    mask = _token(settings.get("mask_token")) or _token(special.get("mask_token"))
+    mask_id = tokenizer.token_to_id(mask) if mask else None
+    if mask is None or mask_id is None:
+        raise ModelError(f"the tokenizer of {folder} has no mask token, so nothing can be masked")
+    models = {
+        precision: ModelFile(
+            file, next((file + ending for ending in _WEIGHTS_ENDINGS if (folder / (file + ending)).is_file()), None)
+        )
+        for precision, file in files.items()
+    }
+    padding = _token(settings.get("pad_token")) or _token(special.get("pad_token")) or ""
+    pad_id = _number(folder, config, "pad_token_id", tokenizer.token_to_id(padding) or 0)
+    return ForeignManifest(
+        source={"model": folder.resolve().name},
+        architecture=str(config.get("model_type", "unknown")),
+        mask_token=mask,
+        mask_id=mask_id,
+        pad_id=pad_id,
+        vocab_size=_number(folder, config, "vocab_size", tokenizer.get_vocab_size()),
+        max_length=_max_length(folder, config, settings, pad_id),
+        clean_up_spaces=settings.get("clean_up_tokenization_spaces") is True,
+        inputs=("input_ids", "attention_mask", "token_type_ids"),
+        models=models,
+        parity={},
+        files={},
+        created_with={},
+        # Nobody has tried whether padding changes the answers, so only texts of one length share a run.
+        mixes_padding=True,
+    )
+
+
+def _json(folder: Path, name: str, *, needed: bool = True) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file() and not needed:
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing; it belongs to the model, copy it there") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read as JSON ({error!s:.80}); copy it again") from error
+    if not isinstance(found, dict):
+        raise BundleError(f"{path} holds no settings; copy it again")
+    return found
+
+
+def _token(value: object) -> str | None:
+    """Return a special token, which settings hold as a string or with its properties."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) and text else None
+
+
+def _number(folder: Path, config: Mapping[str, Any], name: str, default: int) -> int:
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BundleError(f"{folder / 'config.json'}: {name} is {value!r:.40}, not a number from 0")
+    return value
+
+
+def _max_length(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], pad_id: int) -> int:
+    """Return the smallest of the limits that the settings name."""
+    limits = [1 << 30]
+    if str(config.get("model_type")).replace("_", "-") in _AFTER_PADDING:
+        limits.append(_number(folder, config, "max_position_embeddings", 1 << 30) - pad_id - 1)
+    else:
+        limits.extend(_number(folder, config, name, 1 << 30) for name in ("max_position_embeddings", "n_positions"))
+    said = settings.get("model_max_length")
+    # Where there is no limit, transformers writes one of 31 digits.
+    if isinstance(said, int | float) and said >= 1:
+        limits.append(int(min(said, 1 << 30)))
+    # 0 and below say that there are no positions to run out of.
+    return min(each for each in limits if each > 0)
+
+
+class EveryPosition:
+    """Serves masks from a plain export: its logits everywhere, of which those at the masks are kept.
+
+    Args:
+        path: The model file.
+        kind: `cpu` or `cuda`.
+        number: Which CUDA device.
+        threads: Threads of one run, or None.
+
+    Raises:
+        ModelError: It is no masked language model, or takes other inputs than a text gives.
+        DependencyError, DeviceError, BundleError: As for `Session`.
+    """
+
+    def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
+        self._session = Session(path, kind=kind, number=number, threads=threads, serving=False)
+        self.provider = self._session.provider
+        self._path = path
+        inputs = self._session.inputs
+        strange = set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}
+        if "input_ids" not in inputs or strange:
+            raise ModelError(f"{path} takes the inputs {', '.join(inputs)}, which a text alone does not give")
+        fixed = [name for name, shape in inputs.items() if any(isinstance(each, int) for each in shape)]
+        if fixed:
+            raise ModelError(
+                f"{path} takes {fixed[0]} of the shape {inputs[fixed[0]]} only; export it with dynamic axes, or "
+                "from its checkpoint with mlm-export"
+            )
+        if "logits" not in self._session.outputs:
+            raise ModelError(
+                f"{path} gives {', '.join(self._session.outputs)} and no logits, so it is no masked language model; "
+                "export one with its head (optimum-cli export onnx --task fill-mask)"
+            )
+
+    version = staticmethod(Session.version)
+    why_no_cuda = staticmethod(Session.why_no_cuda)
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the model, and compute from its logits what a serving graph gives.
+
+        Args:
+            outputs: Names of the outputs to compute, those of a serving graph.
+            feeds: What a serving graph takes.
+
+        Returns:
+            The outputs in the order asked for.
+
+        Raises:
+            BundleError: ONNX Runtime cannot run the model.
+        """
+        ids = feeds["input_ids"]
+        texts = {"token_type_ids": np.zeros_like(ids), **feeds}
+        (everywhere,) = self._session.run(["logits"], {name: texts[name] for name in self._session.inputs})
+        rows = feeds["mask_positions"].reshape(-1)[feeds["mask_rows"]]
+        logits = everywhere.reshape(-1, everywhere.shape[-1])[rows].astype(np.float32)
+        largest = logits.max(axis=1, keepdims=True)
+        normalizer = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
+        found = {"logits": logits, "log_normalizer": normalizer}
+        if "top_ids" in outputs:
+            found["top_ids"] = _best(logits, int(feeds["k"][0]))
+            found["top_logprobs"] = np.take_along_axis(logits, found["top_ids"], 1) - normalizer
+        if "candidate_logprobs" in outputs:
+            found["candidate_logprobs"] = np.take_along_axis(logits, feeds["candidates"], 1) - normalizer
+        return [found[name] for name in outputs]
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self._session.close()
+
+
+def _best(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the indices of the k largest of each row, largest first, the lower index first among equals."""
+    if k < logits.shape[1]:
+        # A whole row is sorted only up to what ties with the last that is wanted.
+        least = np.partition(logits, logits.shape[1] - k, axis=1)[:, logits.shape[1] - k, None] if k else np.inf
+        chosen = [np.flatnonzero(row) for row in logits >= least]
+    else:
+        chosen = [np.arange(logits.shape[1])] * len(logits)
+    ordered = [ids[np.argsort(-row[ids], kind="stable")][:k] for row, ids in zip(logits, chosen, strict=True)]
+    return np.array(ordered, np.int64).reshape(len(logits), k)
