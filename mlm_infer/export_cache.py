@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import click
-
 from .bundle import SCHEMA, hash_file
 from .cpu import cpu_kind
 from .errors import BundleError, ExportError
@@ -67,7 +65,7 @@ def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> P
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            click.echo(f"another process is exporting {model}; waiting for it", err=True)
+            _say(f"another process is exporting {model}; waiting for it")
             lock.acquire()
     except OSError as error:
         raise BundleError(
@@ -77,7 +75,7 @@ def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> P
     try:
         if not _complete(entry):
             shutil.rmtree(entry, ignore_errors=True)
-            click.echo(f"exporting {model}, this once; it is kept in {entry}", err=True)
+            _say(f"exporting {model}, this once; it is kept in {entry}")
             _export(model, entry, options)
     finally:
         lock.release()
@@ -95,12 +93,19 @@ def _export(model: Path, entry: Path, options: Sequence[str]) -> None:
             for line in process.stderr:
                 last = line.strip() or last
                 if last.endswith(STEP_END):
-                    click.echo(last, err=True)
+                    _say(last)
         except BaseException:
             process.terminate()
             raise
     if process.returncode:
         raise ExportError(f"cannot export {model}: {last.removeprefix('error: ')}")
+
+
+def _say(text: str) -> None:
+    """Tell a person; who fills masks alone does not load click."""
+    import click
+
+    click.echo(text, err=True)
 
 
 def _name(model: Path) -> str:
