@@ -9,7 +9,7 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args, overload
 
 import numpy as np
 
@@ -290,6 +290,40 @@ class MaskFiller:
         )
         return fill_texts(self.engine, texts, choice)
 
+    @overload
+    def fill_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        top_k: int = ...,
+        targets: str | Sequence[str] | None = ...,
+        allow: Collection[str] | None = ...,
+        deny: Collection[str] | None = ...,
+        words_only: bool = ...,
+        pattern: str | re.Pattern[str] | None = ...,
+        min_score: float = ...,
+        renormalize: bool = ...,
+        long_text: LongText = ...,
+        on_error: Literal["raise"] = ...,
+    ) -> Iterator[FillResult]: ...
+
+    @overload
+    def fill_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        top_k: int = ...,
+        targets: str | Sequence[str] | None = ...,
+        allow: Collection[str] | None = ...,
+        deny: Collection[str] | None = ...,
+        words_only: bool = ...,
+        pattern: str | re.Pattern[str] | None = ...,
+        min_score: float = ...,
+        renormalize: bool = ...,
+        long_text: LongText = ...,
+        on_error: OnError,
+    ) -> Iterator[FillResult | InputError]: ...
+
     def fill_stream(
         self,
         texts: Iterable[str],
@@ -304,7 +338,7 @@ class MaskFiller:
         renormalize: bool = False,
         long_text: LongText = "error",
         on_error: OnError = "raise",
-    ) -> Iterator[FillResult | InputError]:
+    ) -> Iterator[FillResult] | Iterator[FillResult | InputError]:
         """Fill texts as they come, with bounded memory, on an iterator of any length.
 
         Args:

@@ -280,7 +280,7 @@ def test_stream_and_a_wrong_text(real: MaskFiller) -> None:
     assert isinstance(next(stream), FillResult)
     with pytest.raises(InputError, match="text 1 has no mask"):
         next(stream)
-    found = list(real.fill_stream(iter(texts), on_error="return"))  # type: ignore[arg-type]
+    found = list(real.fill_stream(iter(texts), on_error="return"))  # type: ignore[call-overload]
     assert [type(each) for each in found] == [FillResult, InputError, FillResult, InputError]
     assert "text 3 is a int" in str(found[3])
 
