@@ -30,8 +30,8 @@ _CHUNK = 256
 @click.argument("texts", nargs=-1)
 @click.option("--model", "-m", help="Bundle, ONNX export, checkpoint or Hub id.  [default: the one shipped]")
 @click.option(
-    "--file",
-    "-f",
+    "--input",
+    "-i",
     "paths",
     multiple=True,
     type=click.Path(path_type=Path),
@@ -69,7 +69,7 @@ def main(
     \b
     mlm-fill "This is a great [MASK]."
     cat sentences.txt | mlm-fill - --json
-    mlm-fill --file reviews.csv --column body --output filled.jsonl
+    mlm-fill --input reviews.csv --column body --output filled.jsonl
     """  # noqa: D301
     if not texts and not paths:
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
@@ -105,7 +105,7 @@ def _to_file(
     from .fill_file import fill_file
 
     if texts or len(paths) != 1:
-        raise InputError("--output takes the texts of one --file")
+        raise InputError("--output takes the texts of one --input")
     total = _count([], paths, column)
     started = time.perf_counter()
     bar: ProgressBar[int]

@@ -26,7 +26,7 @@ def test_json_from_arguments_stdin_and_files(tmp_path: Path) -> None:
     """One object a text, in order; blank lines are left out."""
     path = tmp_path / "texts.txt"
     path.write_text("A <mask> from a file.\n\nAnother [MASK].\n")
-    done = run("First [MASK].", "-", "--file", path, "--json", "-k", "2", stdin="From [MASK] stdin\n")
+    done = run("First [MASK].", "-", "--input", path, "--json", "-k", "2", stdin="From [MASK] stdin\n")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     texts = ["First [MASK].", "From [MASK] stdin", "A <mask> from a file.", "Another [MASK]."]
@@ -49,7 +49,7 @@ def test_targets(tmp_path: Path) -> None:
         (["A [MASK].", "--top-k", "x"], 2, "not a valid integer"),
         (["A [MASK].", "--device", "cuda:x"], 2, "device is 'cuda:x'"),
         (["A [MASK].", "--model", "nowhere"], 1, "no folder nowhere"),
-        (["--file", "nowhere.txt"], 1, "no file nowhere.txt"),
+        (["--input", "nowhere.txt"], 1, "no file nowhere.txt"),
     ],
 )
 def test_errors(arguments: list[str], status: int, message: str) -> None:
@@ -65,12 +65,12 @@ def test_wrong_line_of_a_file(tmp_path: Path) -> None:
     """The answers before it are given; the error names file and line."""
     path = tmp_path / "texts.txt"
     path.write_text("Good [MASK].\nno mask here\nGood [MASK].\n")
-    done = run("--file", path, "--json")
+    done = run("--input", path, "--json")
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 1
     assert f"{path}, line 2: the text has no mask" in done.stderr
     path.write_bytes(b"caf\xe9 [MASK]\n")
-    done = run("--file", path)
+    done = run("--input", path)
     assert done.returncode == 1
     assert "not UTF-8" in done.stderr
 
@@ -79,7 +79,7 @@ def test_reader_that_goes_away(tmp_path: Path) -> None:
     """`| head -1` is no error."""
     path = tmp_path / "texts.txt"
     path.write_text("A [MASK].\n" * 3000)
-    command = f"set -o pipefail; mlm-fill --file {path} | head -1"
+    command = f"set -o pipefail; mlm-fill --input {path} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("A [MASK].\n", "")
 

@@ -1,4 +1,4 @@
-"""`mlm-fill --file ... --output ...`: tables in and out, wrong texts in their place, runs taken up again."""
+"""`mlm-fill --input ... --output ...`: tables in and out, wrong texts in their place, runs taken up again."""
 
 import csv
 import json
@@ -53,7 +53,7 @@ def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     """In and out, the rows are those of `fill_batch`, in order."""
     expected = [result.to_dict() for result in MaskFiller().fill_batch(TEXTS, top_k=2)]
     output = tmp_path / ("out.parquet" if kind == "parquet" else "out.jsonl")
-    done = run("--file", write(tmp_path / f"texts.{kind}", TEXTS), *OPTIONS, "--output", output)
+    done = run("--input", write(tmp_path / f"texts.{kind}", TEXTS), *OPTIONS, "--output", output)
     assert done.returncode == 0, done.stderr
     assert "300 texts" in done.stderr
     found = rows(output)
@@ -69,7 +69,7 @@ def test_a_wrong_text_has_its_error_in_place(suffix: str, tmp_path: Path) -> Non
     """The rest goes on."""
     texts = ["A [MASK] film.", "no mask", "Another [MASK]."]
     output = tmp_path / f"out.{suffix}"
-    done = run("--file", write(tmp_path / "texts.jsonl", texts), *OPTIONS, "--output", output)
+    done = run("--input", write(tmp_path / "texts.jsonl", texts), *OPTIONS, "--output", output)
     assert done.returncode == 0, done.stderr
     assert "1 of them with an error" in done.stderr
     first, wrong, last = rows(output)
@@ -84,9 +84,9 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(ending: int, tmp_path:
     """Nothing lost, nothing twice, wherever it was stopped."""
     source = write(tmp_path / "texts.csv", TEXTS * 20)
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    assert run("--file", source, *OPTIONS, "--output", whole).returncode == 0
+    assert run("--input", source, *OPTIONS, "--output", whole).returncode == 0
     part = tmp_path / "out.jsonl.part"
-    command = ["mlm-fill", "--file", str(source), *OPTIONS, "--output", str(output)]
+    command = ["mlm-fill", "--input", str(source), *OPTIONS, "--output", str(output)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         while process.poll() is None and (not part.exists() or part.stat().st_size < 100_000):
             time.sleep(0.01)
@@ -116,9 +116,9 @@ def test_rows_of_nobody_are_not_taken_up(tmp_path: Path) -> None:
     """A part without the job that it belongs to."""
     source = write(tmp_path / "texts.txt", TEXTS[:3])
     output = tmp_path / "out.jsonl"
-    assert run("--file", source, "--output", output).returncode == 0
+    assert run("--input", source, "--output", output).returncode == 0
     output.rename(tmp_path / "out.jsonl.part")
-    done = run("--file", source, "--output", output, "--resume")
+    done = run("--input", source, "--output", output, "--resume")
     assert done.returncode == 2
     assert "belongs to another input" in done.stderr
 
@@ -133,7 +133,7 @@ def test_rows_of_nobody_are_not_taken_up(tmp_path: Path) -> None:
         ("a.txt", b"\xff [MASK]\n", ["--output", "out.jsonl"], "not UTF-8"),
         ("a.txt", b"x [MASK]\n", ["--output", "out.txt"], "must end in .jsonl or .parquet"),
         ("a.txt", b"x [MASK]\n", ["--output", "a.jsonl"], "a.jsonl exists"),
-        ("a.txt", b"x [MASK]\n", ["--output", "out.jsonl", "one [MASK]"], "the texts of one --file"),
+        ("a.txt", b"x [MASK]\n", ["--output", "out.jsonl", "one [MASK]"], "the texts of one --input"),
     ],
 )
 def test_wrong_files(name: str, content: bytes, arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_wrong_files(name: str, content: bytes, arguments: list[str], message: s
     if "a.jsonl" in arguments:
         (tmp_path / "a.jsonl").touch()
     done = subprocess.run(
-        ["mlm-fill", "--file", name, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["mlm-fill", "--input", name, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode in (1, 2)
     assert message in done.stderr
