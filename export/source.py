@@ -141,7 +141,7 @@ class OnnxFile:
         self.precision = precision_of(path)
         known = read_foreign(self._folder, {self.precision: path.relative_to(self._folder).as_posix()})
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(str(self._folder))
+            self.tokenizer = AutoTokenizer.from_pretrained(str(self._folder), trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"transformers cannot load the tokenizer of {self._folder}: {reason[0]}") from error

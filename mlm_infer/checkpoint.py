@@ -36,9 +36,13 @@ def open_checkpoint(
         raise ModelError(f"{model} is no checkpoint: it holds no config.json")
     try:
         loaded, info = AutoModelForMaskedLM.from_pretrained(
-            model, output_loading_info=True, dtype=torch.float32, attn_implementation=attention
+            model,
+            output_loading_info=True,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except ImportError as error:
         raise DependencyError(
             f"the tokenizer of {model} is written in Python and needs another package: "

@@ -16,6 +16,7 @@ import pytest
 
 from mlm_infer import BundleError, MaskFiller
 from mlm_infer.bundle import hash_file
+from mlm_infer.errors import ExportError
 from mlm_infer.inspection import describe_bundle, verify_bundle
 from mlm_infer.known_answers import record_answers
 from mlm_infer.manifest import read_manifest
@@ -316,3 +317,15 @@ def test_exports_are_reproducible(tiny: dict[str, Path], tmp_path: Path) -> None
     )
     assert first == second
     assert len(first) == 6
+
+
+def test_code_of_a_checkpoint_is_not_run(base: Path, tmp_path: Path) -> None:
+    """A checkpoint that brings its own Python is refused, on first use as by mlm-export."""
+    folder = Path(shutil.copytree(base, tmp_path / "checkpoint"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = {"auto_map": {"AutoConfig": "own.C", "AutoModelForMaskedLM": "own.M"}, "model_type": "own"}
+    (folder / "config.json").write_text(json.dumps(config | own), encoding="utf-8")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    with pytest.raises(ExportError, match="custom code"):
+        MaskFiller(folder)
+    assert not (tmp_path / "ran").exists()
