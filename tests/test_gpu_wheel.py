@@ -1,13 +1,12 @@
 """onnxruntime-gpu where there is no GPU, in an environment of its own: `make gpu-wheel`."""
 
-import ctypes
 import os
-import shutil
 import subprocess
-import venv
+import sys
 from pathlib import Path
 
 import pytest
+from devices import false_driver, has_driver, install, make_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.gpu_wheel, pytest.mark.timeout(1800)]
@@ -16,25 +15,14 @@ pytestmark = [pytest.mark.gpu_wheel, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with `mlm-infer[gpu]`."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        pass
-    else:
+    if has_driver():
         pytest.skip("this machine has an NVIDIA driver")
-    folder = tmp_path_factory.mktemp("gpu-wheel")
-    venv.create(folder, with_pip=True)
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
-    pip(folder / "bin/python", "install", f"{ROOT}[gpu]")
-    return folder / "bin/python"
+    return make_environment(tmp_path_factory.mktemp("gpu-wheel") / "environment", f"{ROOT}[gpu]")
 
 
-def pip(python: Path, *arguments: str) -> None:
-    """Run pip in the environment."""
-    subprocess.run([str(python), "-m", "pip", "-q", *arguments], check=True, cwd="/")
-
-
-def fill(python: Path, bundle: Path, device: str, libraries: Path | None = None) -> subprocess.CompletedProcess[str]:
+def fill(
+    python: Path, bundle: Path, device: str, more: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Fill a mask on a device with the command."""
     command = [
         str(python.with_name("mlm-fill")),
@@ -45,7 +33,7 @@ def fill(python: Path, bundle: Path, device: str, libraries: Path | None = None)
         device,
         "--json",
     ]
-    environment = os.environ | ({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})
+    environment = os.environ | (more or {})
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment)
 
 
@@ -71,21 +59,30 @@ def test_the_shipped_model_needs_no_gpu(python: Path) -> None:
 
 def test_no_libraries(python: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
     """A driver without CUDA's libraries; any library will do for the driver, since nothing gets as far as to ask it."""
-    shutil.copy(next(Path("/").glob("lib*/**/libm.so.6")), tmp_path / "libcuda.so.1")
-    done = fill(python, bundles["bert"], "cuda", tmp_path)
+    found = false_driver(tmp_path)
+    done = fill(python, bundles["bert"], "cuda", found)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "error: ONNX Runtime cannot start CUDA on 'cuda:0' (its CUDA or cuDNN libraries are missing" in done.stderr
-    done = fill(python, bundles["bert"], "auto", tmp_path)
+    done = fill(python, bundles["bert"], "auto", found)
     assert done.returncode == 0
     assert done.stdout.startswith('{"text"')
 
 
 def test_both_wheels(python: Path, bundles: dict[str, Path]) -> None:
     """The last one installed wins; the error says that both are there and what to do."""
-    pip(python, "install", "onnxruntime")
+    install(python, "onnxruntime")
     done = fill(python, bundles["bert"], "cuda")
     assert done.returncode == 1
     assert "onnxruntime and onnxruntime-gpu are both installed" in done.stderr
     assert "pip install 'mlm-infer[gpu]'" in done.stderr
     assert fill(python, bundles["bert"], "auto").returncode == 0
+
+
+def test_device_table() -> None:
+    """docs/devices.md is what its command prints."""
+    if has_driver():
+        pytest.skip("this machine has an NVIDIA driver, and would print another table")
+    command = [sys.executable, str(ROOT / "tools/devices.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == (ROOT / "docs/devices.md").read_text(encoding="utf-8")
