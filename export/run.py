@@ -18,7 +18,7 @@ from mlm_infer.backend import BACKENDS, backend_type
 from mlm_infer.bundle import MANIFEST, TOKENIZER, TORCHSCRIPT, Manifest, ModelFile, hash_file
 from mlm_infer.cpu import CpuKind, cpu_kind
 from mlm_infer.errors import InputError
-from mlm_infer.folders import check_output, move_into_place
+from mlm_infer.folders import check_output, move_into_place, writing
 from mlm_infer.known_answers import record_answers
 
 from .batches import Batch, shape_batches
@@ -177,11 +177,8 @@ def _workplace(target: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
-        yield work
-    except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(target)  # a full disk does not say which
-        raise
+        with writing(target):
+            yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

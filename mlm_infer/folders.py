@@ -1,12 +1,16 @@
 """Folders that appear whole or not at all."""
 
 import errno
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import OutputExistsError
+from .errors import MlmInferError, OutputExistsError
 
-__all__ = ["check_output", "move_into_place"]
+__all__ = ["check_output", "move_into_place", "writing"]
 
 
 def check_output(target: Path, *, overwrite: bool) -> None:
@@ -45,3 +49,33 @@ def move_into_place(folder: Path, target: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(f"another process wrote {target} meanwhile; name another folder") from error
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make an OSError with the folder's name of whatever is raised where a file cannot be written.
+
+    A full disk does not say which; tokenizers, safetensors and torch raise exceptions of their own.
+
+    Args:
+        folder: What is being written.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(folder)
+        raise
+    except MlmInferError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
+        reason = next(iter(str(error).strip().splitlines()), "")
+        system = re.search(r"\(os error (\d+)\)", reason)
+        if system is not None:
+            raise OSError(int(system[1]), os.strerror(int(system[1])), str(folder)) from error
+        if "PytorchStreamWriter" in reason:
+            raise OSError(errno.EIO, reason, str(folder)) from error
+        raise

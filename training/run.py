@@ -1,23 +1,20 @@
 """Fine-tuning from the first evaluation to the saved model."""
 
-import errno
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.errors import InputError
-from mlm_infer.folders import check_output, move_into_place
+from mlm_infer.folders import check_output, move_into_place, writing
 
 from .blocks import freeze_masks, make_blocks, mask_collator
 from .config import TrainConfig
@@ -130,7 +127,7 @@ def fine_tune(
         trainer.add_callback(QuietProgress())
 
     started = time.perf_counter()
-    with _writing(work):
+    with writing(work):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if recorder.evaluations[-1].step != trainer.state.global_step:
         trainer.evaluate()
@@ -146,7 +143,7 @@ def fine_tune(
         machine=describe_machine(str(trainer.args.device)),
         warnings=tuple(warnings),
     )
-    with _writing(work):
+    with writing(work):
         trainer.save_model()
     report.save(work)
     save_curve(report, work / "training_curve.png")
@@ -202,18 +199,6 @@ def _last_checkpoint(work: Path) -> Path:
     if not found:
         raise InputError(f"there is nothing to resume: {work} holds no finished epoch; start without --resume")
     return found[-1]
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Make an OSError of what safetensors and torch raise instead where a file cannot be written."""
-    try:
-        yield
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if "I/O error" in reason or "PytorchStreamWriter" in reason:
-            raise OSError(errno.EIO, reason, str(folder)) from error
-        raise
 
 
 def _complete(checkpoint: Path) -> bool:

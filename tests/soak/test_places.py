@@ -36,7 +36,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return errors[0]
 
 
-@sizes("steps", short=2, full=12)
+@sizes("steps", short=2, full=24)
 @pytest.mark.parametrize("command", ["mlm-export", "mlm-train"])
 def test_full_disk(command: str, steps: int, tiny: dict[str, Path], tmp_path: Path) -> None:
     """Full at any point of the way: one line, and no output."""
