@@ -31,9 +31,9 @@ def main(bundle: Path, checkpoint: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     filler = MaskFiller(bundle, threads=threads)
     mask = filler.info.mask_token
-    texts = bulk_texts(mask, 64, "validation")
+    texts = bulk_texts(mask, 256, "validation")
     targets = [word for word in filler.engine.encoder.vocabulary.ids if word.isalpha()][:10_000]
-    sentences = movie_reviews("validation")[:4]
+    sentences = movie_reviews("validation")[:8]
     by_torch = _torch_scores(checkpoint)
 
     async def together() -> None:
@@ -48,7 +48,7 @@ def main(bundle: Path, checkpoint: Path, threads: int) -> None:
             lambda: [by_torch(sentence) for sentence in sentences],
         ),
         (
-            "64 awaits at once",
+            f"{len(texts)} awaits at once",
             lambda: asyncio.run(together()),
             "one fill after the other",
             lambda: list(map(filler.fill, texts)),

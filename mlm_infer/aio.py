@@ -19,15 +19,12 @@ from .results import FillResult
 __all__ = ["AsyncMaskFiller"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Request:
     parts: list[EncodedText]
+    tokens: int
     choice: Choice
     answer: asyncio.Future[FillResult]
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(part.ids) for part in self.parts)
 
 
 class AsyncMaskFiller:
@@ -39,7 +36,8 @@ class AsyncMaskFiller:
     Args:
         filler: What answers. It stays open when this is closed.
         max_wait_ms: Longest wait of a request for others, in milliseconds; 0 takes what is there.
-        max_tokens: Most tokens in a run; what is more waits for the next.
+        max_tokens: Most tokens in a run, padding included; what is more waits for the next, those that differ most
+            in length from the oldest first.
         max_pending: Most requests that wait; further awaits pause before they are taken (back-pressure).
 
     Raises:
@@ -145,11 +143,10 @@ class AsyncMaskFiller:
             loop = asyncio.get_running_loop()
             if self._worker is None:
                 self._worker = loop.create_task(self._work())
-            request = _Request(parts, choice, loop.create_future())
+            request = _Request(parts, sum(len(part.ids) for part in parts), choice, loop.create_future())
             self._waiting.append(request)
             self._arrived.set()
-            if sum(each.tokens for each in self._waiting) >= self._max_tokens:
-                self._full.set()
+            self._note_if_full()
             return await request.answer
 
     async def _work(self) -> None:
@@ -176,22 +173,28 @@ class AsyncMaskFiller:
                             each.answer.set_result(result)
 
     def _take(self) -> dict[Choice, list[_Request]]:
-        """Take the oldest requests within the token budget, by what they ask for."""
+        """Take the oldest request and those nearest to it in length, within the token budget, by what they ask for."""
+        waiting = [each for each in self._waiting if not each.answer.done()]
+        nearest = sorted(waiting, key=lambda each: abs(each.tokens - waiting[0].tokens))
+        taken: list[_Request] = []
+        longest = 0
+        for each in nearest:
+            longest = max(longest, each.tokens)
+            if taken and longest * (len(taken) + 1) > self._max_tokens:
+                break
+            taken.append(each)
         chosen: dict[Choice, list[_Request]] = {}
-        held = 0
-        left: list[_Request] = []
-        for each in self._waiting:
-            if each.answer.done():
-                continue
-            if held and held + each.tokens > self._max_tokens:
-                left.append(each)
-                continue
-            held += each.tokens
+        for each in taken:
             chosen.setdefault(each.choice, []).append(each)
-        self._waiting = left
+        gone = set(taken)
+        self._waiting = [each for each in waiting if each not in gone]
         self._full.clear()
-        if sum(each.tokens for each in left) >= self._max_tokens:
-            self._full.set()
-        if not left and not self._closed:
+        self._note_if_full()
+        if not self._waiting and not self._closed:
             self._arrived.clear()
         return chosen
+
+    def _note_if_full(self) -> None:
+        """End the wait for company where a run is full without it."""
+        if not self._full.is_set() and sum(each.tokens for each in self._waiting) >= self._max_tokens:
+            self._full.set()

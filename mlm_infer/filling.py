@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .best import Answer, best_of
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
 from .errors import InputError
-from .predict import Answer, best_of
 from .results import FillResult, MaskResult, Prediction
 from .vocabulary import Restriction
 

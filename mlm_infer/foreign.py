@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from .best import best_of
 from .bundle import TOKENIZER, Manifest, ModelFile, confine
 from .errors import BundleError, ModelError
 from .session import Session
@@ -233,7 +234,9 @@ class EveryPosition:
         normalizer = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
         found = {"logits": logits, "log_normalizer": normalizer}
         if "top_ids" in outputs:
-            found["top_ids"] = _best(logits, int(feeds["k"][0]))
+            everything = np.arange(logits.shape[1])
+            best = [best_of(everything, row, int(feeds["k"][0]))[0] for row in logits]
+            found["top_ids"] = np.array(best, np.int64).reshape(len(logits), -1)
             found["top_logprobs"] = np.take_along_axis(logits, found["top_ids"], 1) - normalizer
         if "candidate_logprobs" in outputs:
             found["candidate_logprobs"] = np.take_along_axis(logits, feeds["candidates"], 1) - normalizer
@@ -242,15 +245,3 @@ class EveryPosition:
     def close(self) -> None:
         """Give the model's memory back."""
         self._session.close()
-
-
-def _best(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the indices of the k largest of each row, largest first, the lower index first among equals."""
-    if k < logits.shape[1]:
-        # A whole row is sorted only up to what ties with the last that is wanted.
-        least = np.partition(logits, logits.shape[1] - k, axis=1)[:, logits.shape[1] - k, None] if k else np.inf
-        chosen = [np.flatnonzero(row) for row in logits >= least]
-    else:
-        chosen = [np.arange(logits.shape[1])] * len(logits)
-    ordered = [ids[np.argsort(-row[ids], kind="stable")][:k] for row, ids in zip(logits, chosen, strict=True)]
-    return np.array(ordered, np.int64).reshape(len(logits), k)

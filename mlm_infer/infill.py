@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .best import Answer, best_of
 from .encoding import EncodedText, TextEncoder
 from .engine import Engine
 from .errors import InputError
-from .predict import Answer, Predictor, Query, best_of
+from .predict import Predictor, Query
 from .results import Infilling
 from .vocabulary import Restriction
 

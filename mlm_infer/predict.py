@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Backend
+from .best import Answer
 from .bundle import Manifest
 
-__all__ = ["TOKEN_BUDGET", "Answer", "Predictor", "Query", "Tokens", "best_of"]
-
-Answer = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Token ids and their log-probabilities for one mask, best first."""
+__all__ = ["TOKEN_BUDGET", "Predictor", "Query", "Tokens"]
 
 TOKEN_BUDGET = 1024
 """Most tokens, padding included, that one run of the model takes, unless one text alone has more.
@@ -125,12 +123,6 @@ class Predictor:
         feeds["mask_positions"] = positions
         feeds["mask_rows"] = np.array(rows, np.int64)
         return feeds
-
-
-def best_of(ids: NDArray[np.int64], logprobs: NDArray[np.float32], count: int) -> Answer:
-    """Return the most probable of some tokens, best first; of equals, the one given first."""
-    order = np.argsort(-logprobs, kind="stable")[:count]
-    return ids[order], logprobs[order]
 
 
 def _stack(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -61,7 +61,7 @@ class Restriction:
         """
         if isinstance(targets, str):
             targets = (targets,)
-        chosen = None if targets is None else tuple(map(_check_target, _iterable(targets)))
+        chosen = None if targets is None else _check_targets(targets)
         for name, words in (("allow", allow), ("deny", deny)):
             if isinstance(words, str) or not isinstance(words, Collection | None):
                 raise InputError(f"{name} is {words!r:.40}; give a list of words")
@@ -232,6 +232,20 @@ def _iterable(targets: object) -> Iterable[object]:
     if not isinstance(targets, Iterable):
         raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words")
     return targets
+
+
+def _check_targets(targets: object) -> tuple[str, ...]:
+    found = tuple(_iterable(targets))
+    try:
+        return _checked(found)
+    except TypeError:  # one that cannot be hashed is no string
+        return tuple(map(_check_target, found))
+
+
+@lru_cache(maxsize=16)
+def _checked(targets: tuple[object, ...]) -> tuple[str, ...]:
+    """Check targets once: ten thousand of them, asked for again and again, take as long as a run of the model."""
+    return tuple(map(_check_target, targets))
 
 
 def _check_target(target: object) -> str:

@@ -16,9 +16,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from mlm_infer import BundleError, DependencyError, InputError, MaskFiller, ModelError
+from mlm_infer.best import best_of
 from mlm_infer.errors import ExportError
 from mlm_infer.export_cache import CACHE_VARIABLE
-from mlm_infer.foreign import _best
 from mlm_infer.manifest import read_manifest
 from mlm_infer.samples import movie_reviews
 
@@ -308,10 +308,10 @@ def test_limits_of_a_plain_export(copy: Path) -> None:
 
 
 def test_best_of_a_row() -> None:
-    """The k largest, the lower index first among equals, as ONNX Runtime orders them."""
-    row = np.array([[1, 3, 3, 2, 3, 0]], np.float32)
-    for k, expected in ((0, []), (1, [1]), (2, [1, 2]), (4, [1, 2, 4, 3]), (6, [1, 2, 4, 3, 0, 5])):
-        assert _best(row, k).tolist() == [expected]
+    """The k largest, the lower index first among equals, as ONNX Runtime orders them; NaN is the least."""
+    row = np.array([1, 3, 3, np.nan, 3, 0], np.float32)
+    for k in range(7):
+        assert best_of(np.arange(6), row, k)[0].tolist() == [1, 2, 4, 0, 5, 3][:k]
 
 
 def ask(
