@@ -31,7 +31,7 @@ test: $(STAMP)  ## Run the tests
 gpu-wheel: $(STAMP)  ## Test what onnxruntime-gpu does where there is no GPU (downloads 250 MB)
 	python -m pytest -q -m gpu_wheel
 
-soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (about an hour)
+soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (half an hour)
 	python -m pytest -q -s -m soak tests
 
 lint: $(STAMP)  ## Check style and types

@@ -12,15 +12,16 @@ from mlm_infer.command import command_errors
 from mlm_infer.samples import movie_reviews
 from mlm_infer.tables import format_table
 
-_ROUNDS = 5
+_ROUNDS = 9
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--threads", default=2, show_default=True)
+@click.option("--precision", default="auto", show_default=True)
 @command_errors
-def main(bundle: Path, checkpoint: Path, threads: int) -> None:
+def main(bundle: Path, checkpoint: Path, threads: int, precision: str) -> None:
     """Compare each method of BUNDLE with the plain way to the same, in turns; CHECKPOINT is the same model."""
     import torch
 
@@ -29,7 +30,7 @@ def main(bundle: Path, checkpoint: Path, threads: int) -> None:
     from .compare import bulk_texts
 
     torch.set_num_threads(threads)
-    filler = MaskFiller(bundle, threads=threads)
+    filler = MaskFiller(bundle, threads=threads, precision=precision)
     mask = filler.info.mask_token
     texts = bulk_texts(mask, 256, "validation")
     targets = [word for word in filler.engine.encoder.vocabulary.ids if word.isalpha()][:10_000]

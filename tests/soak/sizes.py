@@ -14,7 +14,7 @@ def sizes(name: str, *, short: Any, full: Any) -> pytest.MarkDecorator:
     Args:
         name: The test's argument.
         short: Its value in the test suite.
-        full: Its value under `make soak`, which may take an hour.
+        full: Its value under `make soak`, which takes minutes.
     """
     marks = [pytest.mark.soak, pytest.mark.timeout(3600)]
     return pytest.mark.parametrize(name, [pytest.param(short, id="short"), pytest.param(full, id="full", marks=marks)])
