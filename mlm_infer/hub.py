@@ -3,10 +3,10 @@
 import glob
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .errors import BundleError, DependencyError
+from .errors import BundleError, DependencyError, ModelError
 
 __all__ = ["fetch", "is_hub_id"]
 
@@ -26,6 +26,7 @@ def fetch(
     revision: str | None,
     local_files_only: bool,
     choose: Callable[[Iterable[str]], list[str]],
+    anchors: Sequence[str],
 ) -> Path:
     """Return a local folder with the files of a repository, downloading those that the Hub cache lacks.
 
@@ -34,13 +35,15 @@ def fetch(
         revision: Branch, tag or commit; None takes the main branch.
         local_files_only: Look in the Hub cache alone, as with the environment variable `HF_HUB_OFFLINE`.
         choose: Returns which of the repository's files are needed.
+        anchors: Files at the top of a repository, one of which every choice holds.
 
     Raises:
         BundleError: There is no such repository, or it cannot be had.
+        ModelError: It holds nothing that can be opened.
         DependencyError: huggingface-hub is not installed.
     """
     try:
-        from huggingface_hub import HfApi, constants, errors, snapshot_download
+        from huggingface_hub import HfApi, constants, errors, snapshot_download, try_to_load_from_cache
     except ImportError as error:
         raise DependencyError(
             f"there is no folder {repository}, and to look for it on the Hub needs huggingface-hub; "
@@ -51,6 +54,8 @@ def fetch(
     if reason is None:
         try:
             wanted = choose(HfApi().list_repo_files(repository, revision=revision))
+            if not wanted:
+                raise ModelError(f"{repository} on the Hub holds no bundle, no ONNX export and no checkpoint to export")
             patterns = [glob.escape(each) for each in wanted]
             return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
         except errors.GatedRepoError as error:
@@ -75,13 +80,14 @@ def fetch(
             if not type(error).__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
                 raise
             reason = _line(error)
-    try:
-        found = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except (OSError, errors.LocalEntryNotFoundError) as error:
+    # snapshot_download would miss the files that were never wanted.
+    copies = [try_to_load_from_cache(repository, name, revision=revision) for name in anchors]
+    found = next((Path(each).parent for each in copies if isinstance(each, str)), None)
+    if found is None:
         raise BundleError(
             f"there is no folder {repository}, and no copy of such a model from the Hub on this machine ({reason}); "
             f"to write a bundle: mlm-export MODEL {repository}"
-        ) from error
+        )
     if reason != forbidden:
         logger.warning("the Hub cannot be reached (%s); taking the copy of %s on this machine", reason, repository)
     return found

@@ -62,7 +62,11 @@ def locate(
             raise InputError(f"revision is {revision!r}, but {path} is no model of the Hub; leave it out")
     else:
         path = fetch(
-            model, revision=revision, local_files_only=local_files_only, choose=lambda names: _needed(names, precision)
+            model,
+            revision=revision,
+            local_files_only=local_files_only,
+            choose=lambda names: _needed(names, precision),
+            anchors=(MANIFEST, "config.json"),
         )
     if path.suffix == ".onnx" and path.is_file():
         return _from_onnx(path, precision)
@@ -102,7 +106,7 @@ def _match(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 def _checkpoint_files(names: Iterable[str]) -> list[str]:
     names = sorted(names)
     weights = next((found for each in _WEIGHTS if (found := _match(names, [each]))), [])
-    return [*_match(names, _CHECKPOINT_SETTINGS), *weights]
+    return [*_match(names, _CHECKPOINT_SETTINGS), *weights] if weights else []
 
 
 def _needed(names: Iterable[str], precision: str) -> list[str]:

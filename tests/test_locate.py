@@ -341,7 +341,10 @@ def ask(
 def test_bundle_and_plain_export_from_the_hub(exports: dict[str, Path], tmp_path: Path) -> None:
     """Only what is needed is downloaded, once; then it is there without the Hub."""
     home = tmp_path / "home"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/README.md").write_text("Soon.", encoding="utf-8")
     repositories = {"team/bundle": SHIPPED, "team/plain": exports["base"], "team/js": exports["js"]}
+    repositories["team/empty"] = tmp_path / "empty"
     with serve_hub(repositories) as (hub, downloads):
         bundle, _ = ask("team/bundle", home, hub)
         assert bundle["word"] == MaskFiller().fill(LINE).masks[0].predictions[0].text
@@ -364,6 +367,7 @@ def test_bundle_and_plain_export_from_the_hub(exports: dict[str, Path], tmp_path
         found, _ = ask("team/none", home, hub)
         assert found["kind"] == "BundleError"
         assert "the Hub has no such model" in found["error"]
+        assert "team/empty on the Hub holds no bundle" in ask("team/empty", home, hub)[0]["error"]
     with serve_hub(repositories, gated=frozenset(["team/bundle"])) as (hub, _):
         assert "accept its terms" in ask("team/bundle", tmp_path / "other", hub)[0]["error"]
     # The address of a server that is gone.
