@@ -6,11 +6,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from mlm_infer.command import command_errors
+from mlm_infer.errors import DeviceError, InputError
 
 HERE = Path(__file__).parent
 
@@ -18,6 +19,9 @@ HERE = Path(__file__).parent
 @click.command()
 @click.option("--shape", "shapes", multiple=True, default=["distilroberta"], show_default=True, help="Repeat for more.")
 @click.option("--engine", "engines", multiple=True, help="Only these; the pipeline always runs.  [default: all]")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What all engines run on."
+)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
 @click.option("--sentences", default=2000, show_default=True, help="Sentences in bulk.")
@@ -30,6 +34,7 @@ HERE = Path(__file__).parent
 def main(
     shapes: tuple[str, ...],
     engines: tuple[str, ...],
+    device: Literal["cpu", "cuda"],
     threads: int,
     singles: int,
     sentences: int,
@@ -44,14 +49,20 @@ def main(
     from .compare import Worker, bulk_texts, compare_quality, compare_shape, machine_peak, texts_of_length
     from .peers import OPENVINO, prepare
     from .report import markdown, save_chart
-    from .worker import ENGINES
+    from .worker import ON_DEVICE
 
-    chosen = [name for name in ENGINES if not engines or name in engines or name == "transformers pipeline"]
+    held = ON_DEVICE[device]
+    strange = [name for name in engines if name not in held]
+    if strange:
+        raise InputError(f"on {device} there is no engine {strange[0]!r}; there are {', '.join(held)}")
+    gpu = _cuda_name() if device == "cuda" else None
+    chosen = [name for name in held if not engines or name in engines or name == "transformers pipeline"]
     peak = machine_peak(threads)
     results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", "mlm_infer.benchmarks", *sys.argv[1:]]),
         "cpu": cpu_name(),
+        "gpu": gpu,
         "threads": threads,
         "int8_peak_gmacs": peak,
         "versions": _versions() | {"openvino": OPENVINO[2].partition("==")[2]},
@@ -61,7 +72,7 @@ def main(
     }
     for shape in shapes:
         _say(f"{shape}: making models")
-        paths, pythons = prepare(shape, work, chosen)
+        paths, pythons = prepare(shape, work, chosen, device)
         with MaskFiller(paths["bundle"]) as filler:
             mask = filler.info.mask_token
             latency = {
@@ -80,7 +91,7 @@ def main(
             results["derived"][shape] = {"tokens": tokens, "int8_peak_share": needed / taken}
     if trained:
         _say(f"quality on {trained}: making models")
-        paths, pythons = prepare(trained, work, chosen)
+        paths, pythons = prepare(trained, work, chosen, device)
         with MaskFiller(paths["bundle"]) as filler:
             unseen = bulk_texts(filler.info.mask_token, 500, "validation")
         with Worker.start_all(pythons, paths, threads) as workers:
@@ -92,6 +103,18 @@ def main(
     save_chart(results, output.with_suffix(".png"))
     click.echo(markdown(results))
     _say(f"written: {output}, with a table (.md) and a chart (.png) beside it")
+
+
+def _cuda_name() -> str:
+    """Return the name of the GPU; refuse a machine on which an engine would take the CPU instead."""
+    import torch
+
+    from mlm_infer.session import Session
+
+    why_not = Session.why_no_cuda()
+    if why_not or not torch.cuda.is_available():
+        raise DeviceError(f"--device cuda: {why_not or 'torch finds no CUDA device; see nvidia-smi'}")
+    return torch.cuda.get_device_name()
 
 
 def _multiply_adds(checkpoint: Path, tokens: int, rows: int) -> float:

@@ -42,16 +42,17 @@ def openvino_python(work: Path) -> Path:
     return python
 
 
-def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str], dict[str, Path]]:
+def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[dict[str, str], dict[str, Path]]:
     """Make the models that the engines need.
 
     Args:
         model: A name of `benchmarks.shapes.SHAPES`, or the folder of a trained checkpoint.
         work: Where models and environments are kept from run to run.
         engines: Names of `benchmarks.worker.ENGINES`.
+        device: `cpu` or `cuda`.
 
     Returns:
-        Paths for the worker, and the interpreter of each engine.
+        Paths and device for the worker, and the interpreter of each engine.
     """
     from mlm_infer.export import Budget, export_bundle
 
@@ -61,6 +62,8 @@ def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
     models = work / Path(model).name
     names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")
     paths = {name: models / name for name in names}
+    if device == "cuda":
+        paths["bundle"] = models / "bundle_cuda"
     if model in SHAPES:
         make_checkpoint(model, paths["checkpoint"])
         # Random weights have no answers to keep, so the budget on them is void.
@@ -72,7 +75,7 @@ def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
         export_bundle(
             str(paths["checkpoint"]),
             paths["bundle"],
-            precisions=["fp32", "int8"],
+            precisions=["fp32", "int8" if device == "cpu" else "fp16"],
             formats=["onnx", "torchscript"],
             budget=budget,
             overwrite=True,
@@ -87,7 +90,7 @@ def prepare(model: str, work: Path, engines: list[str]) -> tuple[dict[str, str],
         pythons |= dict.fromkeys(vino, python)
         if not paths["openvino_int8"].exists():
             _run(python, _OPENVINO, [*arguments, str(paths["openvino"]), str(paths["openvino_int8"])])
-    return {name: str(path) for name, path in paths.items()}, pythons
+    return {name: str(path) for name, path in paths.items()} | {"device": device}, pythons
 
 
 def _run(python: Path, code: str, arguments: list[str]) -> None:

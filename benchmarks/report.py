@@ -18,7 +18,7 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
         shapes: Only these, and of each the first table alone.
     """
     threads = f"{results['threads']} thread{'s' if results['threads'] > 1 else ''}"
-    parts = [f"{results['cpu']}, {threads}; `{results['command']}`, {results['date']}."]
+    parts = [f"{results.get('gpu') or results['cpu']}, {threads}; `{results['command']}`, {results['date']}."]
     for shape, engines in results["shapes"].items():
         if shapes is not None and shape not in shapes:
             continue

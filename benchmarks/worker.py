@@ -20,7 +20,9 @@ def _ours(precision: str, *, backend: str = "auto") -> Callable[[dict[str, str],
     def load(paths: dict[str, str], threads: int) -> Fill:
         from mlm_infer import MaskFiller
 
-        filler = MaskFiller(paths["bundle"], precision=precision, threads=threads, backend=backend)
+        filler = MaskFiller(
+            paths["bundle"], device=paths["device"], precision=precision, threads=threads, backend=backend
+        )
 
         def fill(texts: list[str], batch: int) -> list[list[int]]:
             found: list[list[int]] = []
@@ -47,7 +49,7 @@ def _transformers(paths: dict[str, str], threads: int) -> Fill:
     from transformers import pipeline
 
     torch.set_num_threads(threads)
-    return _from_pipeline(pipeline("fill-mask", model=paths["checkpoint"], device="cpu"))
+    return _from_pipeline(pipeline("fill-mask", model=paths["checkpoint"], device=paths["device"]))
 
 
 def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) -> Fill:
@@ -57,8 +59,9 @@ def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) ->
 
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(paths["checkpoint"])
-    model = AutoModelForMaskedLM.from_pretrained(paths["checkpoint"], torchscript=script).eval()
-    rows = torch.zeros(1, dtype=torch.long)
+    device = paths["device"]
+    model = AutoModelForMaskedLM.from_pretrained(paths["checkpoint"], torchscript=script).eval().to(device)
+    rows = torch.zeros(1, dtype=torch.long, device=device)
 
     def keep(_module: Any, _inputs: Any, output: Any) -> Any:
         chosen = output[0].reshape(-1, output[0].shape[-1])[rows].unsqueeze(0)
@@ -69,7 +72,7 @@ def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) ->
 
     run: Any = model
     if script:
-        example = tokenizer(["a b c d", "a b"], return_tensors="pt", padding=True)
+        example = tokenizer(["a b c d", "a b"], return_tensors="pt", padding=True).to(device)
         run = torch.jit.trace(model, (example["input_ids"], example["attention_mask"]))
     else:
         model.base_model.register_forward_hook(keep)
@@ -79,7 +82,7 @@ def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) ->
         nonlocal rows
         found: list[list[int]] = []
         for start in range(0, len(texts), batch):
-            inputs = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True)
+            inputs = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True).to(device)
             rows = (inputs["input_ids"].reshape(-1) == tokenizer.mask_token_id).nonzero().squeeze(1)
             if script:
                 logits = run(inputs["input_ids"], inputs["attention_mask"])[0]
@@ -107,9 +110,10 @@ def _optimum(key: str) -> Callable[[dict[str, str], int], Fill]:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        model = ORTModelForMaskedLM.from_pretrained(paths[key], session_options=options)
+        provider = "CUDAExecutionProvider" if paths["device"] == "cuda" else "CPUExecutionProvider"
+        model = ORTModelForMaskedLM.from_pretrained(paths[key], session_options=options, provider=provider)
         tokenizer = AutoTokenizer.from_pretrained(paths["checkpoint"])
-        return _from_pipeline(pipeline("fill-mask", model=model, tokenizer=tokenizer, device="cpu"))
+        return _from_pipeline(pipeline("fill-mask", model=model, tokenizer=tokenizer, device=paths["device"]))
 
     return load
 
@@ -129,6 +133,7 @@ def _openvino(key: str) -> Callable[[dict[str, str], int], Fill]:
 
 ENGINES: dict[str, Callable[[dict[str, str], int], Fill]] = {
     "mlm-infer int8": _ours("int8"),
+    "mlm-infer fp16": _ours("fp16"),
     "mlm-infer fp32": _ours("fp32"),
     "mlm-infer TorchScript": _ours("fp32", backend="torchscript"),
     "transformers pipeline": _transformers,
@@ -139,6 +144,13 @@ ENGINES: dict[str, Callable[[dict[str, str], int], Fill]] = {
     "OpenVINO": _openvino("openvino"),
     "OpenVINO int8": _openvino("openvino_int8"),
 }
+
+
+ON_DEVICE = {
+    "cpu": [name for name in ENGINES if name != "mlm-infer fp16"],
+    "cuda": [name for name in ENGINES if "int8" not in name and "OpenVINO" not in name],
+}
+"""What runs on a device: int8 is made for the CPU, as OpenVINO is, and fp16 for CUDA."""
 
 
 def _installed_mb() -> float:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ENGINES = ("mlm-infer int8", "mlm-infer fp32", "transformers pipeline", "torch, head at masks", "TorchScript")
 
@@ -44,3 +45,26 @@ def test_table_and_chart_stand_beside_the_figures(results: Path, base: Path) -> 
     table = results.with_suffix(".md").read_text(encoding="utf-8")
     assert all(table.count(f"{name}** |" if name.startswith("mlm") else f"| {name} |") == 2 for name in ENGINES)
     assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--device", "cuda"], 1, "error: --device cuda: "),
+        (
+            ["--engine", "mlm-infer fp16"],
+            2,
+            "error: on cpu there is no engine 'mlm-infer fp16'; there are mlm-",
+        ),
+        (["--device", "cuda", "--engine", "OpenVINO"], 2, "error: on cuda there is no engine 'OpenVINO'; there are "),
+    ],
+)
+def test_engines_that_a_device_lacks(options: list[str], status: int, message: str, tmp_path: Path) -> None:
+    """One line before anything is made; CUDA is never a CPU in disguise."""
+    if options == ["--device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU; tests/test_gpu.py runs on it")
+    command = [sys.executable, "-m", "mlm_infer.benchmarks", *options, "--work", str(tmp_path / "work")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(message)
+    assert not (tmp_path / "work").exists()

@@ -1,5 +1,8 @@
 """On a GPU: the answers of the CPU. Skipped where there is none."""
 
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,3 +60,17 @@ def test_choices(torch_bundles: dict[str, Path]) -> None:
     assert (info.provider, info.precision) == ("CUDAExecutionProvider", "fp16")
     with pytest.raises(DeviceError, match="cuda:99"):
         MaskFiller(torch_bundles["bert"], device="cuda:99")
+
+
+@pytest.mark.gpu
+@ON_CUDA["onnx"]
+def test_benchmark_on_cuda(base: Path, tmp_path: Path) -> None:
+    """Every engine that runs on a GPU is measured there and agrees with the pipeline."""
+    output = tmp_path / "found.json"
+    command = [sys.executable, "-m", "mlm_infer.benchmarks", "--device", "cuda", "--shape", str(base)]
+    command += ["--trained", str(base), "--singles", "2", "--sentences", "64"]
+    subprocess.run([*command, "--work", str(tmp_path), "--output", str(output)], check=True, capture_output=True)
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert {"mlm-infer fp16", "mlm-infer fp32", "transformers pipeline"} <= set(found["shapes"][str(base)])
+    for name, quality in found["quality"].items():
+        assert quality["top1"] >= (0.95 if "fp16" in name else 0.99), name
