@@ -15,6 +15,7 @@ from mlm_infer.bundle import hash_file
 from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.errors import ExportError, ModelError
 from mlm_infer.foreign import home_of, onnx_files, precision_of, read_foreign
+from mlm_infer.onnx_scan import check_graph
 from mlm_infer.session import Session
 
 from .to_onnx import OPSET, optimum_export
@@ -77,7 +78,8 @@ class Checkpoint:
     def __init__(self, model: str) -> None:
         folder = Path(model).expanduser()
         if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            exports = onnx_files([each.relative_to(folder).as_posix() for each in folder.rglob("*.onnx")])
+            files = [*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")]
+            exports = onnx_files([each.relative_to(folder).as_posix() for each in files])
             if exports:
                 file = folder / next(iter(exports.values()))
                 raise ModelError(
@@ -130,7 +132,7 @@ class OnnxFile:
 
     Raises:
         ModelError: Its tokenizer cannot be read.
-        BundleError: A file of it is missing or broken.
+        BundleError: A file of it is missing or broken, or it asks for one that is not its own.
     """
 
     foreign = True
@@ -140,6 +142,10 @@ class OnnxFile:
         self._folder = home_of(path)
         self.precision = precision_of(path)
         known = read_foreign(self._folder, {self.precision: path.relative_to(self._folder).as_posix()})
+        files = known.models[self.precision]
+        for name in files.names:
+            known.check_file(self._folder, name)
+        check_graph(path, files.weights)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(str(self._folder), trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -135,7 +135,7 @@ def _open(
         manifest.check_file(folder, files.weights)
     path = manifest.check_file(folder, files.file)
     if chosen != TORCHSCRIPT:
-        check_graph(path, Path(files.weights).name if files.weights is not None else None)
+        check_graph(path, files.weights)
     model = opener(path, kind=kind, number=number, threads=threads)
     if not suits_this_cpu(files.cpu):
         logger.warning(

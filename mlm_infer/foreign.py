@@ -192,7 +192,6 @@ class EveryPosition:
     def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
         self._session = Session(path, kind=kind, number=number, threads=threads, serving=False)
         self.provider = self._session.provider
-        self._path = path
         inputs = self._session.inputs
         strange = set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}
         if "input_ids" not in inputs or strange:

@@ -74,7 +74,9 @@ def fetch(
             ) from error
         except OSError as error:
             if error.filename:
-                raise
+                raise BundleError(
+                    f"the copy of {repository} cannot be written ({error}); set HF_HOME to another folder"
+                ) from error
             reason = _line(error)
         except Exception as error:  # what the Hub's client raises depends on its version and shares no base
             if not type(error).__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):

@@ -96,7 +96,7 @@ def check_graph(path: Path, weights: str | None) -> None:
 
     Args:
         path: The graph.
-        weights: Name of its weights file, which lies beside it; None if it holds them itself.
+        weights: Path or name of its weights file, which lies beside it; None if it holds them itself.
 
     Raises:
         BundleError: It asks for another file, or is no ONNX graph.
@@ -105,7 +105,7 @@ def check_graph(path: Path, weights: str | None) -> None:
         with path.open("rb") as stream:
             # One that holds its weights itself may be large.
             graph = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        strange = external_files(graph) - {weights}
+        strange = external_files(graph) - ({Path(weights).name} if weights is not None else set())
     except (BundleError, ValueError) as error:
         reason = error if isinstance(error, BundleError) else "it is empty"
         raise BundleError(f"{path} cannot be read: {reason}; export the model again") from error

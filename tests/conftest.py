@@ -100,3 +100,13 @@ def offline_pipeline() -> Iterator[Any]:
     logging.set_verbosity_error()
     yield lambda path: pipeline("fill-mask", model=str(path), device="cpu")
     logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="module", params=["base", "roberta"])
+def pair(request: Any, bundles: dict[str, Path], checkpoints: dict[str, Path]) -> tuple[Any, Any]:
+    """A model in fp32, and the same in PyTorch: one real, one with a byte-level vocabulary."""
+    from mlm_infer import MaskFiller
+
+    from .reference import Reference
+
+    return MaskFiller(bundles[request.param], precision="fp32"), Reference(checkpoints[request.param])

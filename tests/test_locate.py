@@ -133,9 +133,11 @@ def test_plain_export_becomes_a_bundle(
     assert filler.info.path.parent == cache
     assert (filler.info.source, filler.info.precision) == (name, precision)
     assert filler.info.max_length == 512 if name != "roberta" else filler.info.max_length < 512
-    file = read_manifest(filler.info.path).models[precision].file
-    graph = onnx.load(filler.info.path / file, load_external_data=False).graph
+    stored = read_manifest(filler.info.path).models[precision]
+    graph = onnx.load(filler.info.path / stored.file, load_external_data=False).graph
     assert "mask_positions" in {each.name for each in graph.input}
+    if precision == "fp32":
+        assert stored.details["nodes_at_rows"] > 10
     texts = masked_sentences(filler.info.mask_token, 40, seed=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "onnx_ir", None)
@@ -289,6 +291,15 @@ def test_damaged_plain_export(
     with pytest.raises(error, match=message) as caught:
         MaskFiller(copy).fill(LINE)
     assert "\n" not in str(caught.value)
+
+
+def test_export_reads_no_foreign_file(copy: Path, tmp_path: Path) -> None:
+    """A graph that asks for what is not its own is refused by mlm-export as well."""
+    outside(copy)
+    command = ["mlm-export", str(copy / "model.onnx"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "asks for the file 'weights.bin'" in done.stderr
 
 
 @pytest.mark.usefixtures("alone")
