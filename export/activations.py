@@ -38,7 +38,7 @@ class ActivationPlan:
     low: float
     scale: float
     zero_point: int
-    extra: tuple[NDArray[np.int64], ...]
+    extra: tuple[NDArray[np.int64], ...] = ()
 
     @property
     def high(self) -> float:
@@ -114,15 +114,13 @@ def _round(plan: ActivationPlan, values: NDArray[np.float32]) -> NDArray[np.floa
     return result
 
 
-def add_quantized(
-    graph: ir.Graph, activation: ir.Value, plan: ActivationPlan, before: ir.Node
-) -> tuple[ir.Value, ir.Value, ir.Value]:
+def add_quantized(graph: ir.Graph, activation: ir.Value, plan: ActivationPlan) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Add the nodes that quantize an activation; return the bytes, their scale and their zero point."""
     scale = add_constant(graph, "activation_scale", np.array(plan.scale, np.float32))
     zero_point = add_constant(graph, "activation_zero_point", np.array(plan.zero_point, np.uint8))
 
     def quantized(value: ir.Value) -> ir.Value:
-        return add_node(graph, "QuantizeLinear", [value, scale, zero_point], before=before)
+        return add_node(graph, "QuantizeLinear", [value, scale, zero_point])
 
     parts = [quantized(activation)]
     if plan.extra:
@@ -132,14 +130,21 @@ def add_quantized(
         held = np.arange(activation_width(plan))
         for channels in plan.extra:
             index = np.searchsorted(held, channels)
-            chosen = add_constant(graph, "outlier_channels", index)
-            picked = add_node(graph, "Gather", [rest, chosen], {"axis": -1}, before=before)
-            cut = add_node(graph, "Clip", [picked, low, high], before=before)
-            rest = add_node(graph, "Sub", [picked, cut], before=before)
+            picked = _pick(graph, rest, index)
+            cut = add_node(graph, "Clip", [picked, low, high])
+            rest = add_node(graph, "Sub", [picked, cut])
             parts.append(quantized(rest))
             held = channels
-    values = parts[0] if len(parts) == 1 else add_node(graph, "Concat", parts, {"axis": -1}, before=before)
+    values = parts[0] if len(parts) == 1 else add_node(graph, "Concat", parts, {"axis": -1})
     return values, scale, zero_point
+
+
+def _pick(graph: ir.Graph, value: ir.Value, channels: NDArray[np.int64]) -> ir.Value:
+    """Cut channels out of a value; a block at its beginning is much the faster."""
+    if not np.array_equal(channels, np.arange(len(channels))):
+        return add_node(graph, "Gather", [value, add_constant(graph, "channels", channels)], {"axis": -1})
+    ends = [add_constant(graph, "slice", np.array([number])) for number in (0, len(channels), -1)]
+    return add_node(graph, "Slice", [value, *ends])
 
 
 def activation_width(plan: ActivationPlan) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mlm_infer.checkpoint import special_ends
 
-__all__ = ["Batch", "feeds", "mask_texts", "sentence_batches", "shape_batches"]
+__all__ = ["Batch", "feeds", "mask_texts", "padded", "shape_batches", "text_batches", "token_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,22 @@ class Batch:
     positions: NDArray[np.int64]
     rows: NDArray[np.int64]
     answers: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        chosen: NDArray[np.bool_],
+        answers: NDArray[np.int64],
+    ) -> "Batch":
+        """Make a batch of texts of which the chosen tokens are masks, at least one each."""
+        counts = chosen.sum(axis=1)
+        slots = int(counts.max())
+        starts = np.arange(len(chosen))[:, None] * chosen.shape[1]
+        positions = np.stack([np.resize(np.flatnonzero(row), slots) for row in chosen]) + starts
+        rows = np.flatnonzero(np.arange(slots) < counts[:, None])
+        return cls(input_ids, attention_mask, positions, rows, answers)
 
     @property
     def flat(self) -> NDArray[np.int64]:
@@ -63,77 +79,77 @@ def mask_texts(
         random: Chooses.
         share: From 0 to 1.
     """
+    ids, attention, _ = padded(tokenizer, texts)
+    chosen = np.zeros(ids.shape, bool)
+    special = list(tokenizer.all_special_ids)
+    for row, length in enumerate(attention.sum(axis=1)):
+        free = np.flatnonzero(~np.isin(ids[row, :length], special))
+        if len(free):
+            chosen[row, free[random.random(len(free)) < share]] = True
+            chosen[row, random.choice(free)] = True
+        else:
+            chosen[row, length // 2] = True
+    answers = ids[chosen]
+    ids[chosen] = tokenizer.mask_token_id
+    return Batch.of(ids, attention, chosen, answers)
+
+
+def padded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Add special tokens and padding on the right.
+
+    Returns:
+        Token ids and attention mask, [texts, length], and the place of the first token of each text.
+    """
     begin, end = special_ends(tokenizer)
     whole = [[*begin, *text, *end] for text in texts]
     length = max(map(len, whole))
     ids = np.full((len(whole), length), tokenizer.pad_token_id, np.int64)
     attention = np.zeros_like(ids)
-    chosen = np.zeros(ids.shape, bool)
-    special = list(tokenizer.all_special_ids)
     for row, tokens in enumerate(whole):
         ids[row, : len(tokens)] = tokens
         attention[row, : len(tokens)] = 1
-        free = np.flatnonzero(~np.isin(tokens, special))
-        if len(free):
-            chosen[row, free[random.random(len(free)) < share]] = True
-            chosen[row, random.choice(free)] = True
-        else:
-            chosen[row, len(tokens) // 2] = True
-    answers = ids[chosen]
-    ids[chosen] = tokenizer.mask_token_id
-    counts = chosen.sum(axis=1)
-    slots = int(counts.max())
-    positions = (
-        np.stack([np.resize(np.flatnonzero(row), slots) for row in chosen]) + np.arange(len(whole))[:, None] * length
-    )
-    rows = np.flatnonzero(np.arange(slots) < counts[:, None])
-    return Batch(ids, attention, positions, rows, answers)
+    return ids, attention, len(begin)
 
 
-def sentence_batches(
-    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], room: int, *, share: float, size: int = 20
+def text_batches(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]], room: int, *, share: float, size: int = 20
 ) -> list[Batch]:
-    """Return sentences in batches of like length, each with at least one mask.
+    """Return texts in batches of like length, each with at least one mask.
 
     Args:
         tokenizer: The model's tokenizer.
-        sentences: The text; what is longer than the model takes is cut.
+        texts: Token ids without special tokens; what is longer than the model takes is cut.
         room: Most tokens a text, without the special ones.
         share: Of the other tokens to mask as well.
-        size: Sentences a batch.
+        size: Texts a batch.
     """
-    encoded = _token_ids(tokenizer, sentences)
-    order = sorted((ids[:room] for ids in encoded if ids), key=len)
+    order = sorted((ids[:room] for ids in texts if ids), key=len)
     random = np.random.default_rng(0)
     return [mask_texts(tokenizer, order[at : at + size], random, share=share) for at in range(0, len(order), size)]
 
 
 def shape_batches(
-    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], longest: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]], longest: int
 ) -> Iterator[tuple[str, Batch]]:
     """Yield batches of several lengths and sizes filled with text, up to the longest that the model takes.
 
     Args:
         tokenizer: The model's tokenizer.
-        sentences: The text.
+        texts: Token ids without special tokens.
         longest: Most tokens a text, special ones included.
     """
-    encoded = _token_ids(tokenizer, sentences)
-    stream = cycle(chain.from_iterable(encoded))
+    stream = cycle(chain.from_iterable(texts))
     random = np.random.default_rng(0)
     special = tokenizer.num_special_tokens_to_add()
     for shape in ([8], [5, 17, 32], [16] * 8, [128, 90, 61, 7], [longest]):
-        texts = [[next(stream) for _ in range(max(1, min(length, longest) - special))] for length in shape]
-        batch = mask_texts(tokenizer, texts, random, share=0.15)
+        cut = [[next(stream) for _ in range(max(1, min(length, longest) - special))] for length in shape]
+        batch = mask_texts(tokenizer, cut, random, share=0.15)
         yield f"{len(shape)} x {batch.input_ids.shape[1]}", batch
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[list[int]]:
-    """Tokenize; a vocabulary that knows less than half of it, such as one of residues, has its own tokens drawn."""
-    encoded: list[list[int]] = tokenizer(list(sentences), add_special_tokens=False, verbose=False)["input_ids"]
-    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded)
-    if 2 * unknown <= sum(map(len, encoded)):
-        return encoded
-    ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
-    random = np.random.default_rng(0)
-    return [random.choice(ordinary, len(ids)).tolist() for ids in encoded]
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts, without special tokens."""
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return encoded

@@ -22,6 +22,7 @@ class ActivationStats:
         low: Smallest value of each channel.
         high: Largest value of each channel.
         gram: Sum of x x^T over all rows, [channels, channels].
+        total: Sum of x over all rows, [channels].
         rows: How many rows that is.
         sample: Some of the rows, to measure errors on.
     """
@@ -29,13 +30,38 @@ class ActivationStats:
     low: NDArray[np.float32]
     high: NDArray[np.float32]
     gram: NDArray[np.float32]
+    total: NDArray[np.float32]
     rows: int
     sample: NDArray[np.float32]
+
+    def moved(self, centre: NDArray[np.float32], width: NDArray[np.float32]) -> "ActivationStats":
+        """Return the statistics of (x - centre) / width."""
+        cross = np.outer(self.total, centre)
+        gram = self.gram - cross - cross.T + self.rows * np.outer(centre, centre)
+        return ActivationStats(
+            low=(self.low - centre) / width,
+            high=(self.high - centre) / width,
+            gram=gram / np.outer(width, width),
+            total=(self.total - self.rows * centre) / width,
+            rows=self.rows,
+            sample=(self.sample - centre) / width,
+        )
+
+    def ordered(self, order: NDArray[np.int64]) -> "ActivationStats":
+        """Return the statistics of the channels in another order."""
+        return ActivationStats(
+            low=self.low[order],
+            high=self.high[order],
+            gram=self.gram[np.ix_(order, order)],
+            total=self.total[order],
+            rows=self.rows,
+            sample=self.sample[:, order],
+        )
 
 
 def calibrate(
     model: ir.Model, activations: Sequence[ir.Value], inputs: Sequence[str], batches: Sequence[Batch]
-) -> dict[ir.Value, ActivationStats]:
+) -> dict[str, ActivationStats]:
     """Run a model and gather the statistics of some of its values; padding is left out.
 
     Args:
@@ -43,30 +69,34 @@ def calibrate(
         activations: Values of which the last axis is the channels.
         inputs: Names of the encoder's inputs.
         batches: Calibration text.
+
+    Returns:
+        The statistics by the name of the value.
     """
     proto = ir.to_proto(model)
     names = [value.name or "" for value in activations]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = open_model(proto)
-    stats: dict[ir.Value, ActivationStats] = {}
+    stats: dict[str, ActivationStats] = {}
     for batch in batches:
         keep = batch.attention_mask.reshape(-1).astype(bool)
-        for value, found in zip(activations, session.run(names, feeds(batch, inputs)), strict=True):
+        for name, found in zip(names, session.run(names, feeds(batch, inputs)), strict=True):
             rows = found.reshape(-1, found.shape[-1])
             rows = rows[keep] if len(rows) == len(keep) else rows
-            _add(stats, value, rows)
+            _add(stats, name, rows)
     return stats
 
 
-def _add(stats: dict[ir.Value, ActivationStats], value: ir.Value, rows: NDArray[np.float32]) -> None:
-    low, high, gram = rows.min(axis=0), rows.max(axis=0), rows.T @ rows
-    old = stats.get(value)
+def _add(stats: dict[str, ActivationStats], name: str, rows: NDArray[np.float32]) -> None:
+    low, high, gram, total = rows.min(axis=0), rows.max(axis=0), rows.T @ rows, rows.sum(axis=0)
+    old = stats.get(name)
     if old is None:
-        stats[value] = ActivationStats(low, high, gram, len(rows), rows[:64].copy())
+        stats[name] = ActivationStats(low, high, gram, total, len(rows), rows[:64].copy())
         return
     np.minimum(old.low, low, out=old.low)
     np.maximum(old.high, high, out=old.high)
     old.gram += gram
+    old.total += total
     old.rows += len(rows)
     if len(old.sample) < 1024:
         old.sample = np.concatenate([old.sample, rows[:64]])

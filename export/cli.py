@@ -3,7 +3,8 @@
 import json
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -41,19 +42,21 @@ __all__ = ["main"]
     show_default=True,
     help="torchscript serves with torch alone, in fp32; PyTorch calls it deprecated. Repeat it for both.",
 )
+@click.option("--cpu", "cpus", multiple=True, type=click.Choice(typing.get_args(CpuKind)), hidden=True)
 @click.option(
-    "--cpu",
-    type=click.Choice(typing.get_args(CpuKind)),
-    help="Processor for int8.  [default: this machine's]",
-)
-@click.option(
-    "--calibration-data", type=click.Path(path_type=Path), help="Text for int8, one text a line.  [default: built in]"
+    "--calibration-data",
+    type=click.Path(path_type=Path),
+    help="Text for int8, one text a line.  [default: movie reviews, or what the model writes where they do not suit it]",
 )
 @click.option(
     "--max-perplexity-increase", type=float, default=0.01, show_default=True, help="Most that int8 or fp16 may cost."
 )
-@click.option("--min-agreement", type=float, default=0.96, show_default=True, help="Least share of equal best tokens.")
-@click.option("--strict", is_flag=True, help="Fail rather than leave layers in fp32 to meet these.")
+@click.option(
+    "--min-agreement",
+    type=float,
+    help="Least share of equal best tokens.  [default: 0.983, or 0.963 where perplexity is above 100]",
+)
+@click.option("--strict", is_flag=True, help="Fail rather than take further columns or fp32 for layers to meet these.")
 @click.option("--no-pass", "without", multiple=True, help="Leave a graph pass out: fusions, attention or rows.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison with PyTorch as JSON.")
@@ -65,10 +68,10 @@ def export(
     precisions: tuple[str, ...],
     quantize: bool,
     formats: tuple[str, ...],
-    cpu: CpuKind | None,
+    cpus: tuple[CpuKind, ...],
     calibration_data: Path | None,
     max_perplexity_increase: float,
-    min_agreement: float,
+    min_agreement: float | None,
     strict: bool,
     without: tuple[str, ...],
     force: bool,
@@ -81,30 +84,48 @@ def export(
     mlm-fill --model out "The Milky Way is a <mask> galaxy."
     """  # noqa: D301
     chosen = dict.fromkeys((*(precisions or ("fp32",)), *(("int8",) if quantize else ())))
-    if cpu is not None and "int8" not in chosen:
-        raise InputError("--cpu chooses the processor for int8; add --quantize")
+    if cpus:
+        click.echo("note: int8 is one file for every kind of processor; --cpu has nothing left to choose", err=True)
     if "onnx" not in formats and list(chosen) != ["fp32"]:
         raise InputError(f"TorchScript is fp32, so {', '.join(chosen)} needs --format onnx as well")
 
     from . import Budget, export_bundle
 
-    report = export_bundle(
-        model,
-        output,
-        precisions=list(chosen),
-        formats=formats,
-        cpu=cpu,
-        budget=Budget(max_perplexity_increase, min_agreement, strict),
-        calibration_data=calibration_data,
-        without_passes=without,
-        overwrite=force,
-        on_step=lambda text: click.echo(text + STEP_END, err=True),
-    )
+    with _bar() as (say, show):
+        report = export_bundle(
+            model,
+            output,
+            precisions=list(chosen),
+            formats=formats,
+            budget=Budget(max_perplexity_increase, min_agreement, strict),
+            calibration_data=calibration_data,
+            without_passes=without,
+            overwrite=force,
+            on_step=say,
+            on_progress=show,
+        )
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
         return
     click.echo(report.table())
     click.echo(f'next: mlm-fill --model {output} "..."', err=True)
+
+
+@contextmanager
+def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
+    """Give what tells of steps and of progress: a bar over the whole with the steps above it, on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: click.echo(text + STEP_END, err=True), lambda _share: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=100, bar_format="{percentage:3.0f}% |{bar}| {elapsed}", leave=False) as bar:
+
+        def show(share: float) -> None:
+            bar.n = 100 * share
+            bar.refresh()
+
+        yield lambda text: tqdm.write(text + STEP_END, file=sys.stderr), show
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .graph import constant_of
 
-__all__ = ["Dense", "dense_sites", "is_table"]
+__all__ = ["Dense", "Site", "dense_of", "dense_sites", "is_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Dense:
     Attributes:
         node: The MatMul.
         weights: [inputs, outputs].
-        bias: The constant that is added, or None.
+        bias: The constant that is added, [outputs], or None.
         last: The node whose output the layer gives: the addition, or the MatMul itself.
         table: The embedding table that the weights are the transpose of, or None.
         name: What the report calls it.
@@ -26,10 +26,38 @@ class Dense:
 
     node: ir.Node
     weights: NDArray[np.float32]
-    bias: ir.Value | None
+    bias: NDArray[np.float32] | None
     last: ir.Node
     table: ir.Value | None
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An activation and the dense layers that take it.
+
+    Attributes:
+        activation: The value; its last axis is the channels.
+        layers: One or more.
+    """
+
+    activation: ir.Value
+    layers: list[Dense]
+
+    @property
+    def name(self) -> str:
+        """Name of its first layer."""
+        return self.layers[0].name
+
+    @property
+    def tied(self) -> bool:
+        """Whether a layer of it is an embedding table as well."""
+        return any(layer.table is not None for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, which is that of multiply-adds a row."""
+        return sum(layer.weights.size for layer in self.layers)
 
 
 def is_table(value: ir.Value | None) -> bool:
@@ -38,15 +66,25 @@ def is_table(value: ir.Value | None) -> bool:
     return array is not None and array.ndim == 2 and array.dtype == np.float32 and array.shape[0] > 1024
 
 
-def dense_sites(graph: ir.Graph) -> dict[ir.Value, list[Dense]]:
+def dense_sites(graph: ir.Graph) -> list[Site]:
     """Return the dense layers of a graph by the activation they take, in the order of the graph."""
-    sites: dict[ir.Value, list[Dense]] = {}
+    sites: dict[ir.Value, Site] = {}
     for node in graph:
         layer = _dense(node) if node.op_type == "MatMul" else None
         activation = node.inputs[0] if node.inputs else None
         if layer is not None and activation is not None:
-            sites.setdefault(activation, []).append(layer)
-    return sites
+            sites.setdefault(activation, Site(activation, [])).layers.append(layer)
+    return list(sites.values())
+
+
+def dense_of(value: ir.Value | None) -> Dense | None:
+    """Return the dense layer that gives a value, or None."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Add":
+        products = [each.producer() for each in node.inputs if each is not None]
+        node = next((each for each in products if each is not None and each.op_type == "MatMul"), None)
+    layer = _dense(node) if node is not None and node.op_type == "MatMul" else None
+    return layer if layer is not None and layer.last.outputs[0] is value else None
 
 
 def _dense(node: ir.Node) -> Dense | None:
@@ -62,9 +100,8 @@ def _dense(node: ir.Node) -> Dense | None:
     bias, last = None, node
     users = list(node.outputs[0].uses())
     if len(users) == 1 and users[0].node.op_type == "Add":
-        other = users[0].node.inputs[1 - users[0].idx]
-        constant = constant_of(other)
+        constant = constant_of(users[0].node.inputs[1 - users[0].idx])
         if constant is not None and constant.shape == (array.shape[1],):
-            bias, last = other, users[0].node
+            bias, last = constant, users[0].node
     name = (node.name or node.outputs[0].name or "dense").strip("/").removesuffix("/MatMul").replace("/", ".")
     return Dense(node, array, bias, last, table if is_table(table) else None, name)

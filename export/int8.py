@@ -1,33 +1,51 @@
-"""int8 within a budget: as many layers as the answers allow."""
+"""int8 within a budget: bytes wherever the answers allow it, and elsewhere what wins most for the time it takes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from mlm_infer.cpu import CpuKind
-from mlm_infer.errors import DataError, ExportError, InputError
-from mlm_infer.samples import movie_reviews
+from mlm_infer.errors import ExportError, InputError
 
-from .batches import Batch, feeds, sentence_batches
+from .balance import balance_channels
+from .batches import Batch, feeds
 from .calibrate import calibrate
 from .dense import dense_sites
-from .quantize import LayerReport, apply_plan, make_plan
+from .quantize import LayerReport, QuantizationPlan, Step, apply_plan, make_plan
 from .run_model import open_model
 
-__all__ = ["Budget", "Int8Report", "calibration_sentences", "quantize_within"]
+__all__ = ["Budget", "Int8Report", "quantize_within"]
 
-_CALIBRATION = 600
-_HELD_OUT = 600
-_SHORTEST = 40
-_EXTRA_SHARES = (0.06, 0.25)
-"""Further columns for outlier channels, as a share of the channels: what is tried first, and what next."""
+_FLAT = 100.0
+"""Perplexity above which the best tokens lie so close together that the same one is asked for less often."""
+
+_AGREEMENT, _FLAT_AGREEMENT = 0.983, 0.963
+"""Three in a thousand more than the 98 % and 96 % that are promised, since other text differs from the held-out."""
+
+_LARGEST_SHARE = 0.6
+"""An int8 file larger than this share of fp32's does not deserve the name."""
+
+_CALIBRATED, _ROUNDED = 0.3, 0.7
+"""Shares of the time after which the model is calibrated, and its weights are rounded."""
+
+_WAYS_OUT = (
+    "allow more with --max-perplexity-increase and --min-agreement, or calibrate on text like yours with "
+    "--calibration-data"
+)
+
+_FP32_TIME = 2.5
+"""Time of a multiply-add in fp32, in those of int8: between a processor with VNNI, where it is 4 to 5, and one
+without, where it is 1.6 (tools/product_times.py). The choice that suits one is within 3 % of the other's."""
+
+_BYTE_TIME = 8
+"""Time to read a byte of weights from memory, in the same, half of what one short text alone waits for."""
+
+_SAFETY = 0.95
+"""Some progress at each step, however near the budget is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +54,38 @@ class Budget:
 
     Attributes:
         max_perplexity_increase: Relative to fp32: 0.01 is one percent.
-        min_agreement: Share of masks with the same best token as fp32.
-        strict: Raise an error rather than leave int8 layers in fp32; fp16 has none to leave.
+        min_agreement: Share of masks with the same best token as fp32; None for 98.3 %, or 96.3 % where the model's
+            perplexity is above 100, so that its best tokens lie close together.
+        strict: Raise an error rather than take anything but int8 for a layer; fp16 has nothing else to take.
     """
 
     max_perplexity_increase: float = 0.01
-    min_agreement: float = 0.96
+    min_agreement: float | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_perplexity_increase < 0:
+        if not self.max_perplexity_increase >= 0:
             raise InputError(f"max_perplexity_increase is {self.max_perplexity_increase}; it must be 0 or more")
-        if not 0 <= self.min_agreement <= 1:
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise InputError(f"min_agreement is {self.min_agreement}; it must be from 0 to 1")
+
+    def agreement(self, perplexity: float) -> float:
+        """Return the least share of equal best tokens for a model of this perplexity."""
+        if self.min_agreement is not None:
+            return self.min_agreement
+        return _AGREEMENT if perplexity <= _FLAT else _FLAT_AGREEMENT
+
+    def met(self, perplexity: float, exact_perplexity: float, agreement: float) -> bool:
+        """Tell whether a model stays within the budget."""
+        increase = perplexity / exact_perplexity - 1
+        return increase <= self.max_perplexity_increase and agreement >= self.agreement(exact_perplexity)
+
+    def nearness(self, perplexity: float, exact_perplexity: float, agreement: float) -> str:
+        """Return in words how near a model is to the budget."""
+        return (
+            f"perplexity {perplexity / exact_perplexity - 1:+.2%} (at most {self.max_perplexity_increase:+.2%}), "
+            f"same best token {agreement:.1%} (at least {self.agreement(exact_perplexity):.1%})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +105,11 @@ class Int8Report:
     fp32_perplexity: float
     agreement: float
     masks: int
+
+    @property
+    def in_fp32(self) -> int:
+        """How many layers stayed in fp32."""
+        return sum(layer.scheme == "fp32" for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it."""
@@ -89,96 +131,190 @@ class Int8Report:
         )
 
 
-def calibration_sentences(path: Path | None) -> list[str]:
-    """Return text to calibrate on: the lines of a file, or the built-in reviews.
-
-    Raises:
-        DataError: The file cannot be read or has too few lines.
-    """
-    if path is None:
-        return movie_reviews()[: _CALIBRATION + _HELD_OUT]
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise DataError(f"there is no calibration file {path}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"the calibration file {path} is not UTF-8; convert it first") from error
-    if len(lines) < _SHORTEST:
-        raise DataError(
-            f"the calibration file {path} has {len(lines)} lines of text; give at least {_SHORTEST}, better some "
-            "hundreds, or leave --calibration-data out for the built-in text"
-        )
-    return lines[: _CALIBRATION + _HELD_OUT]
-
-
 def quantize_within(
     model: ir.Model,
     inputs: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    room: int,
-    cpu: CpuKind,
+    seen: Sequence[Batch],
+    unseen: Sequence[Batch],
     budget: Budget,
-    sentences: Sequence[str],
     on_step: Callable[[str], None],
+    within: Callable[[float], None],
 ) -> tuple[ir.Model, Int8Report]:
-    """Quantize as many layers of a model as a budget allows.
+    """Quantize a model as far as a budget allows.
 
-    Half of the text calibrates, half measures. Where the budget is not met, outlier channels get more columns,
-    and then the layers with the largest errors go back to fp32, twice as many at each try.
+    Everything is int8 at first. Where that misses the budget, each part of the model is quantized alone to see what
+    it does to the answers, and the parts that win most for the time that they take get further columns or go back
+    to fp32, one at a time, until the budget is met.
 
     Args:
         model: The fp32 serving graph; left as it is.
         inputs: Names of the encoder's inputs.
-        tokenizer: The model's tokenizer.
-        room: Most tokens a text, without the special ones.
-        cpu: The processor to make it for.
+        seen: Text to calibrate on.
+        unseen: Text to measure on.
         budget: What it may cost.
-        sentences: Text.
         on_step: Called with a line of text as each step begins.
+        within: Called with the share of the work that is done.
+
+    Returns:
+        The quantized graph, and what was chosen.
 
     Raises:
-        ExportError: The budget is strict, or cannot be met, and by how much.
+        ExportError: The budget is strict, or cannot be met, and by how much, or what meets it is not much smaller
+            than fp32.
     """
-    middle = len(sentences) // 2
-    seen = sentence_batches(tokenizer, sentences[:middle], room, share=0.15)
-    unseen = sentence_batches(tokenizer, sentences[middle:], room, share=0.15)
-    stats = calibrate(model, list(dense_sites(model.graph)), inputs, seen)
+    return _Search(model, inputs, seen, unseen, budget, on_step, within).choose()
 
-    def rounded(done: int, total: int) -> None:
-        if done % max(1, total // 4) == 0:
-            on_step(f"rounding weights, {done} of {total} layers")
 
-    plan = make_plan(model, stats, cpu, _EXTRA_SHARES[0], on_layer=rounded)
-    exact = _answers(model, inputs, unseen)
-    fp32_perplexity = _perplexity(exact)
-    shares = list(_EXTRA_SHARES[1:])
-    kept = 0
-    while True:
-        worst_first = sorted(plan.reports.values(), key=lambda report: -report.error)
-        names = frozenset(report.name for report in worst_first[:kept])
-        small = ir.from_proto(ir.to_proto(model))
-        layers = apply_plan(small, plan, names)
-        found = _answers(small, inputs, unseen)
-        agreement = float(np.mean(_same_best(exact, found)))
-        report = Int8Report(tuple(layers), _perplexity(found), fp32_perplexity, agreement, len(found[1]))
-        increase = report.perplexity / fp32_perplexity - 1
-        if increase <= budget.max_perplexity_increase and agreement >= budget.min_agreement:
-            return small, report
-        nearness = (
-            f"perplexity {increase:+.2%} (at most {budget.max_perplexity_increase:+.2%}), "
-            f"same best token {agreement:.1%} (at least {budget.min_agreement:.1%})"
-        )
-        if shares:
-            plan = make_plan(model, stats, cpu, shares.pop(0), plan.layers)
-            on_step(f"int8 misses its budget, {nearness}: giving outliers more columns")
-            continue
-        if budget.strict or kept >= len(worst_first):
-            raise ExportError(
-                f"int8 does not meet its budget: {nearness}; allow more with --max-perplexity-increase and "
-                "--min-agreement, or leave the worst layers in fp32 (without --strict)"
+class _Search:
+    """What is known of a model while steps are chosen for it."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        inputs: Sequence[str],
+        seen: Sequence[Batch],
+        unseen: Sequence[Batch],
+        budget: Budget,
+        on_step: Callable[[str], None],
+        within: Callable[[float], None],
+    ) -> None:
+        self._inputs, self._seen, self._unseen = inputs, seen, unseen
+        self._budget, self._step = budget, on_step
+        self._model = _copy(model)
+        sites = dense_sites(self._model.graph)
+        stats = calibrate(self._model, [site.activation for site in sites], inputs, seen)
+        self._rows = _rows_a_text({site.name: stats[site.activation.name or ""].rows for site in sites}, seen)
+        stats = balance_channels(self._model, stats)
+        within(_CALIBRATED)
+        on_step("rounding weights")
+        share = (_ROUNDED - _CALIBRATED) / max(1, sum(site.weights for site in sites))
+        self._plan = make_plan(self._model, stats, lambda weights: within(_CALIBRATED + share * weights))
+        if not self._plan.sites:
+            raise ExportError("there is nothing in this model to quantize; export fp32 alone, without int8")
+        self._exact = _answers(model, inputs, unseen)
+        self._fp32_bytes = weight_bytes(model)
+        self._effects: dict[str, float] = {}
+
+    def choose(self) -> tuple[ir.Model, Int8Report]:
+        """Return the model that meets the budget, and what was chosen for it.
+
+        Raises:
+            ExportError: The budget is strict, or cannot be met, or what meets it is not much smaller than fp32.
+        """
+        steps: dict[str, Step] = {}
+        while True:
+            small, report = self._measure(steps)
+            nearness = self._budget.nearness(report.perplexity, report.fp32_perplexity, report.agreement)
+            if self._budget.met(report.perplexity, report.fp32_perplexity, report.agreement):
+                share = weight_bytes(small) / self._fp32_bytes
+                if share > _LARGEST_SHARE:
+                    raise ExportError(
+                        f"int8 within its budget ({nearness}) would take {share:.0%} of the size of fp32, with "
+                        f"{report.in_fp32} of {len(report.layers)} layers in fp32: {_WAYS_OUT}, or export fp32 alone"
+                    )
+                return small, report
+            before = dict(steps)
+            allowed = self._effect(steps) * self._allowed_share(report)
+            while not self._budget.strict and (upgrade := self._upgrade(steps)) is not None:
+                steps[upgrade[0]] = upgrade[1]
+                if self._effect(steps) <= allowed:
+                    break
+            if steps == before:
+                raise ExportError(f"int8 does not meet its budget: {nearness}; {_WAYS_OUT}")
+            chosen = list(steps.values())
+            self._step(
+                f"int8 misses its budget, {nearness}: of {len(self._plan.sites)} parts now "
+                f"{chosen.count('columns')} with further columns, {chosen.count('fp32')} in fp32"
             )
-        kept = min(max(1, 2 * kept), len(worst_first))
-        on_step(f"int8 misses its budget, {nearness}: leaving {kept} of {len(worst_first)} layers in fp32")
+
+    def _measure(self, steps: Mapping[str, Step]) -> tuple[ir.Model, Int8Report]:
+        small = _copy(self._model)
+        apply_plan(small, self._plan, steps)
+        found = _answers(small, self._inputs, self._unseen)
+        agreement = float(np.mean(_same_best(self._exact, found)))
+        layers = tuple(self._plan.reports(steps))
+        return small, Int8Report(layers, _perplexity(found), _perplexity(self._exact), agreement, len(found[1]))
+
+    def _allowed_share(self, report: Int8Report) -> float:
+        """Return what share of its present effect int8 may have: best tokens change with the root of it."""
+        wanted = 1 - self._budget.agreement(report.fp32_perplexity)
+        share = (wanted / max(1 - report.agreement, 1e-9)) ** 2
+        increase = report.perplexity / report.fp32_perplexity - 1
+        if increase > self._budget.max_perplexity_increase:
+            share = min(share, self._budget.max_perplexity_increase / increase)
+        # Half of the way, on the scale on which the shares multiply: parts that need not be in fp32 are slow.
+        return _SAFETY * math.sqrt(min(share, 1.0))
+
+    def _upgrade(self, steps: Mapping[str, Step]) -> tuple[str, Step] | None:
+        """Return the part and its next step that win most for the time that they take; None where nothing is left."""
+        best: float = 0.0
+        chosen: tuple[str, Step] | None = None
+        for part, site in self._plan.sites.items():
+            now = steps.get(part, "int8")
+            rows = self._rows[part]
+            times = {step: (rows + _BYTE_TIME) * (1 + site.extra(step)) for step in site.steps}
+            times["fp32"] = rows * _FP32_TIME + 4 * _BYTE_TIME
+            for step, time in times.items():
+                won = self._effect_of(part, now) - self._effect_of(part, step)
+                taken = max(time - times[now], 1e-9) * site.multiply_adds
+                if won / taken > best:
+                    best, chosen = won / taken, (part, step)
+        return chosen
+
+    def _effect(self, steps: Mapping[str, Step]) -> float:
+        return math.fsum(self._effect_of(part, steps.get(part, "int8")) for part in self._plan.sites)
+
+    def _effect_of(self, part: str, step: Step) -> float:
+        """Return what quantizing a part alone does to the answers; small errors of several parts add up."""
+        if not self._effects:
+            self._step(f"measuring what each of {len(self._plan.sites)} parts does to the answers")
+            self._effects = _effects(self._model, self._plan, self._inputs, self._seen)
+        site = self._plan.sites[part]
+        return self._effects[part] * (site.error(step) / max(site.error("int8"), 1e-12)) ** 2
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the size of a graph's weights."""
+    return sum(each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value is not None)
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    return ir.from_proto(ir.to_proto(model))
+
+
+def _rows_a_text(rows: Mapping[str, int], batches: Sequence[Batch]) -> dict[str, float]:
+    """Return how many rows each part computes for a text with one mask: all of its tokens, or that of the mask."""
+    tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+    texts = sum(len(batch.input_ids) for batch in batches)
+    return {name: tokens / texts if count >= tokens else 1.0 for name, count in rows.items()}
+
+
+def _effects(
+    model: ir.Model, plan: QuantizationPlan, inputs: Sequence[str], batches: Sequence[Batch]
+) -> dict[str, float]:
+    """Return the divergence of the answers (Kullback-Leibler, mean over masks) with one part quantized at a time."""
+    both = _copy(model)
+    apply_plan(both, plan, {}, switches=True)
+    session = open_model(both)
+    middle = [batches[len(batches) * share // 3] for share in (1, 2)]
+    parts = list(plan.sites)
+
+    def logprobs(batch: Batch, part: int | None) -> NDArray[np.float64]:
+        flags = np.zeros(len(parts), bool)
+        if part is not None:
+            flags[part] = True
+        logits, normalizer = session.run(["logits", "log_normalizer"], feeds(batch, inputs) | {"quantized": flags})
+        found: NDArray[np.float64] = logits.astype(np.float64) - normalizer
+        return found
+
+    effects = dict.fromkeys(parts, 0.0)
+    for batch in middle:
+        exact = logprobs(batch, None)
+        weights = np.exp(exact)
+        for index, part in enumerate(parts):
+            difference = exact - logprobs(batch, index)
+            effects[part] += float((weights * difference).sum()) / len(exact) / len(middle)
+    return {part: max(effect, 1e-12) for part, effect in effects.items()}
 
 
 _Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]

@@ -1,27 +1,48 @@
-"""int8 for the dense layers, the embeddings and the vocabulary head, layer by layer."""
+"""int8 for the dense layers and the vocabulary head, each in the step that is chosen for it, and for embeddings.
+
+A row of the embeddings is looked up rather than multiplied, so it can have 16 bits for nothing but their size: a
+second table holds what rounding left. The first is also the head's where the two are tied.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mlm_infer.cpu import CpuKind
-
 from .activations import ActivationPlan, add_quantized, plan_activation, simulate
 from .calibrate import ActivationStats
-from .dense import Dense, dense_sites, is_table
+from .dense import Dense, Site, dense_sites, is_table
 from .graph import add_constant, add_node, clean, constant_of
-from .weights import column_scales, round_columns, round_with_feedback
+from .weights import adjacent_pairs, column_scales, feedback_factor, round_columns, round_with_feedback
 
-__all__ = ["LayerReport", "QuantizationPlan", "QuantizedWeights", "apply_plan", "make_plan"]
+__all__ = [
+    "TABLE",
+    "LayerReport",
+    "QuantizationPlan",
+    "QuantizedWeights",
+    "SitePlan",
+    "Step",
+    "StepPlan",
+    "apply_plan",
+    "make_plan",
+]
 
-_WORTH_IT = 0.8
-"""Further columns are used where they leave at most this share of the error of a plain scale."""
+Step = Literal["int8", "columns", "fp32"]
+"""How a layer is computed: bytes times bytes, the same with many further columns for outlier channels, or floats."""
 
 TABLE = "embeddings"
+
+_HALVES = 256
+"""How many steps of the lower byte of an embedding one of the upper is."""
+
+_EXTRA_SHARES = (0.06, 0.25)
+"""Further columns for outlier channels, as a share of the channels: a few from the start, and many as a step."""
+
+_WORTH_IT = 0.8
+"""Further columns are used where they leave at most this share of the error without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +51,7 @@ class LayerReport:
 
     Attributes:
         name: The layer.
-        scheme: `int8`, `int8+columns`, or `fp32`.
+        scheme: `int8`, `int8+columns` or `fp32`; of embeddings `int16` (two bytes) or `fp32`.
         extra_columns: Share of further columns for outlier channels.
         error: Relative error of its outputs on calibration text, activations and weights together.
     """
@@ -54,176 +75,323 @@ class QuantizedWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizationPlan:
-    """How each layer would be quantized, by name, before deciding which are.
+class QuantizedTable:
+    """Embeddings in two bytes: (upper + lower / `_HALVES`) * scale.
 
     Attributes:
-        activations: By the name of the activation.
-        layers: int8 weights and scales by the name of the layer.
-        tables: The same for embedding tables by their names, [tokens, width] and [tokens].
-        reports: What quantizing it would do, by the name of the layer; embeddings included.
+        upper: [tokens, width].
+        lower: [tokens, width].
+        scales: [tokens].
     """
 
-    activations: dict[str, ActivationPlan]
-    layers: dict[str, QuantizedWeights]
-    tables: dict[str, QuantizedWeights]
-    reports: dict[str, LayerReport]
+    upper: NDArray[np.int8]
+    lower: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One way to compute the layers that share an activation.
+
+    Attributes:
+        ranges: Of the activation.
+        weights: By the name of the layer.
+        error: Relative error of the outputs.
+    """
+
+    ranges: ActivationPlan
+    weights: dict[str, QuantizedWeights]
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """How the layers that share an activation could be computed.
+
+    Attributes:
+        steps: What each step in bytes would be; `columns` only where it leaves much less of an error.
+        channels: Of the activation.
+        multiply_adds: A row.
+        tied: Whether its weights are the embeddings.
+    """
+
+    steps: dict[Step, StepPlan]
+    channels: int
+    multiply_adds: int
+    tied: bool
+
+    def error(self, step: Step) -> float:
+        """Return the relative error of the outputs."""
+        return 0.0 if step == "fp32" else self.steps[step].error
+
+    def extra(self, step: Step) -> float:
+        """Return the share of further columns."""
+        return len(self.steps[step].ranges.columns) / self.channels if step != "fp32" else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationPlan:
+    """How each part of a model would be quantized, before deciding which are.
+
+    Attributes:
+        sites: By name.
+        tables: Embeddings by their names.
+    """
+
+    sites: dict[str, SitePlan]
+    tables: dict[str, QuantizedTable]
+
+    def reports(self, steps: Mapping[str, Step]) -> list[LayerReport]:
+        """Return what was chosen for each layer, in the order of the graph."""
+        found = []
+        if self.tables:
+            found.append(LayerReport(TABLE, "fp32" if _tables_stay(self, steps) else "int16", 0.0, 0.0))
+        for name, site in self.sites.items():
+            step = steps.get(name, "int8")
+            extra = site.extra(step)
+            scheme = "fp32" if step == "fp32" else "int8+columns" if extra else "int8"
+            found += [LayerReport(layer, scheme, extra, site.error(step)) for layer in site.steps["int8"].weights]
+        return found
+
+
+def _tables_stay(plan: QuantizationPlan, steps: Mapping[str, Step]) -> bool:
+    """Tell whether the head needs the embeddings in fp32: then they are stored so, and once."""
+    return any(site.tied and steps.get(name) == "fp32" for name, site in plan.sites.items())
 
 
 def make_plan(
     model: ir.Model,
-    stats: Mapping[ir.Value, ActivationStats],
-    cpu: CpuKind,
-    extra_share: float,
-    weights: Mapping[str, QuantizedWeights] | None = None,
-    on_layer: Callable[[int, int], None] | None = None,
+    stats: Mapping[str, ActivationStats],
+    on_weights: Callable[[int], None] | None = None,
 ) -> QuantizationPlan:
     """Work out int8 weights and activation ranges for every dense layer and embedding table.
 
     Args:
         model: The fp32 serving graph.
-        stats: From calibration, for every value of `dense_sites`.
-        cpu: The processor to make it for: without VNNI, 8-bit products overflow and weights keep 7 bits.
-        extra_share: Further columns for outlier channels, as a share of the channels.
-        weights: The `layers` of an earlier plan for the same model and processor, to use again.
-        on_layer: Called with the number of layers done and the number there are.
+        stats: From calibration, by the name of each activation of `dense_sites`.
+        on_weights: Called with the number of weights that are rounded so far.
     """
-    bits = 8 if cpu in ("avx512_vnni", "arm64") else 7
-    plan = QuantizationPlan({}, {}, {}, {})
+    sites = dense_sites(model.graph)
+    # The head is rounded with regard to what it takes; the second byte makes up for that in the embeddings.
+    grams = {
+        layer.table.name: stats[site.activation.name or ""].gram
+        for site in sites
+        for layer in site.layers
+        if layer.table is not None
+    }
+    tables: dict[str, QuantizedTable] = {}
     for node in model.graph:
         table = node.inputs[0] if node.op_type == "Gather" else None
-        if table is not None and is_table(table) and table.name not in plan.tables:
-            _plan_table(plan, table, bits)
-    sites = dense_sites(model.graph)
-    total = sum(map(len, sites.values()))
-    for activation, layers in sites.items():
-        found = stats[activation]
-        plain, split = plan_activation(found, 0.0), plan_activation(found, extra_share)
-        errors = [_activation_error(each, found.sample, layers) for each in (plain, split)]
-        chosen = split if errors[1] < _WORTH_IT * errors[0] else plain
-        plan.activations[activation.name or ""] = chosen
-        for layer in layers:
-            known = (weights or {}).get(layer.name) or _round(plan, layer, found, bits)
-            _plan_layer(plan, layer, chosen, found, known)
-            if on_layer is not None:
-                on_layer(len(plan.layers), total)
-    return plan
+        if table is not None and is_table(table) and table.name not in tables:
+            tables[table.name or ""] = _round_table(table, grams.get(table.name))
+    groups: dict[tuple[str, ...], list[Site]] = {}
+    for site in sites:
+        groups.setdefault(tuple(_weights_name(layer) for layer in site.layers), []).append(site)
+    plans: dict[str, SitePlan] = {}
+    done = 0
+    for group in groups.values():
+        plans |= _plan_group(group, stats, tables)
+        done += group[0].weights
+        if on_weights is not None:
+            on_weights(done)
+    return QuantizationPlan({site.name: plans[site.name] for site in sites}, tables)
 
 
-def _plan_table(plan: QuantizationPlan, table: ir.Value, bits: int) -> None:
+def _weights_name(layer: Dense) -> str:
+    value = layer.node.inputs[1]
+    return (value.name if value is not None else None) or ""
+
+
+def _round_table(table: ir.Value, gram: NDArray[np.float32] | None) -> QuantizedTable:
     array = constant_of(table)
     assert array is not None  # noqa: S101
-    scales = column_scales(array.T, bits)
-    rounded = round_columns(array.T, scales)
-    plan.tables[table.name or ""] = QuantizedWeights(np.ascontiguousarray(rounded.T), scales)
-    error = float(np.linalg.norm(rounded * scales - array.T) / np.linalg.norm(array))
-    plan.reports[TABLE] = LayerReport(TABLE, "int8", 0.0, error)
+    pairs = adjacent_pairs(np.arange(array.shape[1]))
+    scales = column_scales(array.T, pairs)
+    if gram is None:
+        upper = round_columns(array.T, scales, pairs).T
+    else:
+        upper = round_with_feedback(array.T, scales, feedback_factor(gram), pairs).T
+    rest = array / scales[:, None]
+    rest -= upper
+    # Feedback may leave more than half a step.
+    lower = np.clip(np.rint(rest * _HALVES), -128, 127).astype(np.int8)
+    return QuantizedTable(np.ascontiguousarray(upper), lower, scales)
 
 
-def _round(plan: QuantizationPlan, layer: Dense, stats: ActivationStats, bits: int) -> QuantizedWeights:
-    if layer.table is not None and layer.table.name in plan.tables:
-        stored = plan.tables[layer.table.name]
-        return QuantizedWeights(stored.weights.T, stored.scales)
-    scales = column_scales(layer.weights, bits)
-    return QuantizedWeights(round_with_feedback(layer.weights, scales, stats.gram, bits), scales)
+def _plan_group(
+    group: Sequence[Site], stats: Mapping[str, ActivationStats], tables: Mapping[str, QuantizedTable]
+) -> dict[str, SitePlan]:
+    """Plan sites that have the same weights, which are rounded once and stored once."""
+    layers = group[0].layers
+    found = [stats[site.activation.name or ""] for site in group]
+    exact = np.concatenate([layer.weights for layer in layers], axis=1)
+    ranges: dict[Step, list[ActivationPlan]] = {"int8": [plan_activation(each, 0.0) for each in found]}
+    if len(group) == 1 and not group[0].tied:
+        ranges |= _with_columns(found[0], exact, ranges["int8"][0])
+    rounded: dict[Step, QuantizedWeights] = {}
+    if group[0].tied:
+        stored = tables[next(layer.table.name or "" for layer in layers if layer.table is not None)]
+        rounded["int8"] = QuantizedWeights(stored.upper.T, stored.scales)
+    else:
+        factor = feedback_factor(np.sum([each.gram for each in found], axis=0) if len(found) > 1 else found[0].gram)
+        for step in ("int8", "columns"):
+            if step in ranges:
+                pairs = adjacent_pairs(np.concatenate([np.arange(len(exact)), ranges[step][0].columns]))
+                scales = column_scales(exact, pairs)
+                rounded[step] = QuantizedWeights(round_with_feedback(exact, scales, factor, pairs), scales)
+    ends = np.cumsum([0, *(layer.weights.shape[1] for layer in layers)]).tolist()
+    return {
+        site.name: SitePlan(
+            steps={
+                step: StepPlan(
+                    ranges=each[number],
+                    weights={
+                        layer.name: QuantizedWeights(
+                            rounded[step].weights[:, start:end], rounded[step].scales[start:end]
+                        )
+                        for layer, start, end in zip(site.layers, ends[:-1], ends[1:], strict=True)
+                    },
+                    error=_error(each[number], found[number].sample, exact, rounded[step]),
+                )
+                for step, each in ranges.items()
+            },
+            channels=len(exact),
+            multiply_adds=site.weights,
+            tied=site.tied,
+        )
+        for number, site in enumerate(group)
+    }
 
 
-def _plan_layer(
-    plan: QuantizationPlan, layer: Dense, chosen: ActivationPlan, stats: ActivationStats, weights: QuantizedWeights
-) -> None:
-    plan.layers[layer.name] = weights
-    exact = stats.sample @ layer.weights
-    found = simulate(chosen, stats.sample) @ (weights.weights * weights.scales)
-    error = float(np.linalg.norm(found - exact) / max(float(np.linalg.norm(exact)), 1e-12))
-    scheme = "int8+columns" if chosen.extra else "int8"
-    share = len(chosen.columns) / len(layer.weights)
-    plan.reports[layer.name] = LayerReport(layer.name, scheme, share, error)
+def _with_columns(
+    stats: ActivationStats, weights: NDArray[np.float32], plain: ActivationPlan
+) -> dict[Step, list[ActivationPlan]]:
+    """Return the steps for which further columns pay."""
+    few, many = (plan_activation(stats, share) for share in _EXTRA_SHARES)
+    errors = [_activation_error(each, stats.sample, weights) for each in (plain, few, many)]
+    best: dict[Step, list[ActivationPlan]] = {"int8": [few if errors[1] < _WORTH_IT * errors[0] else plain]}
+    if errors[2] < _WORTH_IT * (errors[1] if best["int8"] == [few] else errors[0]):
+        best["columns"] = [many]
+    return best
 
 
-def _activation_error(plan: ActivationPlan, sample: NDArray[np.float32], layers: Sequence[Dense]) -> float:
+def _error(
+    ranges: ActivationPlan,
+    sample: NDArray[np.float32],
+    exact: NDArray[np.float32],
+    rounded: QuantizedWeights,
+) -> float:
+    # A part of a vocabulary tells as much as the whole.
+    exact, held = exact[:, :4096], rounded.weights[:, :4096] * rounded.scales[:4096]
+    wanted = sample @ exact
+    spread = np.maximum(wanted.var(axis=0), 1e-12)
+    return float(np.sqrt((np.square(simulate(ranges, sample) @ held - wanted).mean(axis=0) / spread).mean()))
+
+
+def _activation_error(plan: ActivationPlan, sample: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
     difference = simulate(plan, sample) - sample
-    weights = layers[0].weights[:, :1024]
+    weights = weights[:, :1024]
     return float(np.linalg.norm(difference @ weights) / max(float(np.linalg.norm(sample @ weights)), 1e-12))
 
 
-def apply_plan(model: ir.Model, plan: QuantizationPlan, keep_fp32: frozenset[str]) -> list[LayerReport]:
+def apply_plan(model: ir.Model, plan: QuantizationPlan, steps: Mapping[str, Step], *, switches: bool = False) -> None:
     """Replace dense layers and embedding tables by int8 ones, in place.
 
     Args:
         model: A copy of the graph that the plan was made for.
         plan: What to do.
-        keep_fp32: Names of layers, or of the embeddings, to leave as they are.
-
-    Returns:
-        What was chosen for each layer.
+        steps: For each site that is not to be int8, the step to take instead.
+        switches: Keep both, and add the input `quantized` [sites] that says at which sites to use the plan.
     """
     graph = model.graph
-    reports = []
+    replace = _Switches(graph, list(plan.sites)) if switches else _replace
     stored: dict[str, ir.Value] = {}
-    if TABLE not in keep_fp32:
+    if not _tables_stay(plan, steps):
         for node in [each for each in graph if each.op_type == "Gather" and is_table(each.inputs[0])]:
-            _replace_lookup(graph, node, plan, stored)
-    if TABLE in plan.reports:
-        reports.append(_chosen(plan, TABLE, keep_fp32))
+            _replace("", node.outputs[0], _looked_up(graph, node, plan, stored))
     # Backwards: a layer that feeds another must still be there when the other is replaced.
-    for activation, layers in reversed(dense_sites(graph).items()):
-        wanted = [layer for layer in layers if layer.name not in keep_fp32]
-        reports.extend(_chosen(plan, layer.name, keep_fp32) for layer in layers)
-        if not wanted:
-            continue
-        how = plan.activations[activation.name or ""]
-        quantized = add_quantized(graph, activation, how, before=wanted[0].node)
-        for layer in wanted:
-            _replace_dense(graph, layer, plan.layers[layer.name], how, quantized, stored)
+    for site in reversed(dense_sites(graph)):
+        step = steps.get(site.name, "int8")
+        if step != "fp32":
+            found = _products(graph, site, plan.sites[site.name].steps[step], stored)
+            for layer, value in zip(site.layers, found, strict=True):
+                replace(site.name, layer.last.outputs[0], value)
     graph.opset_imports.setdefault("com.microsoft", 1)
     clean(model)
-    order = {name: place for place, name in enumerate(plan.reports)}
-    return sorted(reports, key=lambda report: order[report.name])
 
 
-def _chosen(plan: QuantizationPlan, name: str, keep_fp32: frozenset[str]) -> LayerReport:
-    return LayerReport(name, "fp32", 0.0, 0.0) if name in keep_fp32 else plan.reports[name]
+_Replace = Callable[[str, ir.Value, ir.Value], None]
+"""Puts a value in the place of another: the site that it belongs to, the old value, the new one."""
 
 
-def _replace_lookup(graph: ir.Graph, node: ir.Node, plan: QuantizationPlan, stored: dict[str, ir.Value]) -> None:
-    """Look up bytes and the scale of their row, and multiply."""
+def _replace(_site: str, old: ir.Value, new: ir.Value) -> None:
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+class _Switches:
+    """Chooses between old and new values by an input of the graph."""
+
+    def __init__(self, graph: ir.Graph, sites: Sequence[str]) -> None:
+        self._graph = graph
+        self._sites = list(sites)
+        self._flags = ir.val("quantized", dtype=ir.DataType.BOOL, shape=[len(sites)])
+        graph.inputs.append(self._flags)
+
+    def __call__(self, site: str, old: ir.Value, new: ir.Value) -> None:
+        place = add_constant(self._graph, "site", np.array([self._sites.index(site)]))
+        users = list(old.uses())
+        flag = add_node(self._graph, "Gather", [self._flags, place], {"axis": 0})
+        chosen = add_node(self._graph, "Where", [flag, new, old])
+        for use in users:
+            use.node.replace_input_with(use.idx, chosen)
+
+
+def _looked_up(graph: ir.Graph, node: ir.Node, plan: QuantizationPlan, stored: dict[str, ir.Value]) -> ir.Value:
+    """Look up both bytes and the scale of their row."""
     table = node.inputs[0]
     assert table is not None  # noqa: S101
     name = table.name or ""
+    held = plan.tables[name]
     if name not in stored:
-        stored[name] = add_constant(graph, f"{name}_int8", plan.tables[name].weights)
-    scales = add_constant(graph, f"{name}_scale", plan.tables[name].scales[:, None])
-    rows = add_node(graph, "Gather", [stored[name], node.inputs[1]], {"axis": 0}, before=node)
-    row_scales = add_node(graph, "Gather", [scales, node.inputs[1]], {"axis": 0}, before=node)
-    floats = add_node(graph, "Cast", [rows], {"to": ir.DataType.FLOAT}, before=node)
-    node.outputs[0].replace_all_uses_with(add_node(graph, "Mul", [floats, row_scales], before=node))
-    graph.remove(node, safe=True)
+        stored[name] = add_constant(graph, f"{name}_int8", held.upper)
+        stored[f"{name}_lower"] = add_constant(graph, f"{name}_int8_lower", held.lower)
+
+    def rows(constant: ir.Value) -> ir.Value:
+        return add_node(graph, "Gather", [constant, node.inputs[1]], {"axis": 0})
+
+    upper, lower = (
+        add_node(graph, "Cast", [rows(each)], {"to": ir.DataType.FLOAT})
+        for each in (stored[name], stored[f"{name}_lower"])
+    )
+    fine = add_constant(graph, "halves", np.array(1 / _HALVES, np.float32))
+    whole = add_node(graph, "Add", [upper, add_node(graph, "Mul", [lower, fine])])
+    return add_node(graph, "Mul", [whole, rows(add_constant(graph, f"{name}_scale", held.scales[:, None]))])
 
 
-def _replace_dense(
-    graph: ir.Graph,
-    layer: Dense,
-    weights: QuantizedWeights,
-    plan: ActivationPlan,
-    quantized: tuple[ir.Value, ir.Value, ir.Value],
-    stored: dict[str, ir.Value],
-) -> None:
-    values, scale, zero_point = quantized
-    tied = stored.get(layer.table.name or "") if layer.table is not None else None
-    if tied is not None:
-        # Stored once with the embeddings; ONNX Runtime folds the rest when it loads the file.
-        matrix = add_node(graph, "Transpose", [tied], {"perm": [1, 0]}, before=layer.last)
-        if plan.extra:
-            columns = add_constant(graph, "outlier_columns", plan.columns)
-            more = add_node(graph, "Gather", [matrix, columns], {"axis": 0}, before=layer.last)
-            matrix = add_node(graph, "Concat", [matrix, more], {"axis": 0}, before=layer.last)
-    else:
-        rows = np.concatenate([weights.weights, weights.weights[plan.columns]])
-        matrix = add_constant(graph, f"{layer.name}_int8", np.ascontiguousarray(rows))
-    scales = add_constant(graph, f"{layer.name}_scale", weights.scales)
-    inputs = [values, matrix, scale, scales, zero_point, None, layer.bias]
-    result = add_node(graph, "MatMulIntegerToFloat", inputs, domain="com.microsoft", before=layer.last)
-    layer.last.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove(layer.last, safe=True)
-    if layer.last is not layer.node:
-        graph.remove(layer.node, safe=True)
+def _products(graph: ir.Graph, site: Site, plan: StepPlan, stored: dict[str, ir.Value]) -> list[ir.Value]:
+    values, scale, zero_point = add_quantized(graph, site.activation, plan.ranges)
+    found = []
+    for layer in site.layers:
+        matrix, scales = _weights(graph, layer, plan, stored)
+        inputs = [values, matrix, scale, scales, zero_point, None, _bias(graph, layer)]
+        found.append(add_node(graph, "MatMulIntegerToFloat", inputs, domain="com.microsoft"))
+    return found
+
+
+def _bias(graph: ir.Graph, layer: Dense) -> ir.Value | None:
+    return None if layer.bias is None else add_constant(graph, f"{layer.name}_bias", layer.bias)
+
+
+def _weights(graph: ir.Graph, layer: Dense, plan: StepPlan, stored: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """Return bytes [inputs, outputs], with rows for further columns, and the scales of the outputs."""
+    held = plan.weights[layer.name]
+    scales = add_constant(graph, f"{layer.name}_scale", held.scales)
+    table = stored.get(layer.table.name or "") if layer.table is not None else None
+    if table is not None:
+        # Stored once with the embeddings; ONNX Runtime turns it when it loads the file.
+        return add_node(graph, "Transpose", [table], {"perm": [1, 0]}), scales
+    name = _weights_name(layer)
+    if name not in stored:
+        rows = np.concatenate([held.weights, held.weights[plan.ranges.columns]])
+        stored[name] = add_constant(graph, f"{layer.name}_int8", np.ascontiguousarray(rows))
+    return stored[name], scales

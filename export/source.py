@@ -1,6 +1,7 @@
 """What is exported: a PyTorch checkpoint, or the ONNX file that somebody made of one."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mlm_infer.bundle import hash_file
@@ -18,9 +20,12 @@ from mlm_infer.foreign import home_of, onnx_files, precision_of, read_foreign
 from mlm_infer.onnx_scan import check_graph
 from mlm_infer.session import Session
 
+from .fp64 import in_fp64
 from .to_onnx import OPSET, optimum_export
 
 __all__ = ["Checkpoint", "OnnxFile", "Source", "open_source"]
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -55,6 +60,12 @@ class Source(Protocol):
             arrays: Inputs by name, [batch, length].
             inputs: Names of those to give to the model.
         """
+        ...
+
+    def exact_logprobs(
+        self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]
+    ) -> NDArray[np.float64] | None:
+        """Return the same computed in fp64, or None where that cannot be."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -111,6 +122,21 @@ class Checkpoint:
         result: NDArray[np.float32] = torch.log_softmax(logits.float(), -1).numpy()
         return result
 
+    @torch.inference_mode()
+    def exact_logprobs(
+        self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]
+    ) -> NDArray[np.float64] | None:
+        """Run PyTorch in fp64."""
+        try:
+            # Back and forth loses nothing: fp64 holds every fp32.
+            logits = self.model.double()(**{name: torch.from_numpy(arrays[name]) for name in inputs}).logits
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        finally:
+            self.model.float()
+        result: NDArray[np.float64] = torch.log_softmax(logits.double(), -1).numpy()
+        return result
+
     def describe(self) -> dict[str, Any]:
         """Return name, revision, hashes of the weights, and configuration."""
         folder = Path(self._name).expanduser()
@@ -152,6 +178,7 @@ class OnnxFile:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"transformers cannot load the tokenizer of {self._folder}: {reason[0]}") from error
         self._session = Session(path, kind="cpu", serving=False)
+        self._exact: ReferenceEvaluator | None = None
         self.architecture = known.architecture
         self.vocabulary = known.vocab_size
         self.longest = known.max_length
@@ -179,6 +206,23 @@ class OnnxFile:
         (logits,) = self._session.run(["logits"], {name: arrays[name] for name in inputs})
         shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
         result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        return result
+
+    def exact_logprobs(
+        self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]
+    ) -> NDArray[np.float64] | None:
+        """Run the file in fp64, by ONNX's own reference implementation."""
+        if self.precision != "fp32":
+            return None
+        try:
+            if self._exact is None:
+                self._exact = ReferenceEvaluator(in_fp64(onnx.load(str(self._path))))
+            (logits,) = self._exact.run(["logits"], {name: arrays[name] for name in inputs})
+        except Exception:  # whatever an operator that it lacks or takes otherwise raises
+            logger.debug("%s cannot be run in fp64", self._path, exc_info=True)
+            return None
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         return result
 
     def describe(self) -> dict[str, Any]:

@@ -1,37 +1,102 @@
-"""Rounding weights to int8."""
+"""Rounding weights to int8 so that no processor overflows.
+
+Where a processor lacks a dot product for bytes (x86 without VNNI), ONNX Runtime adds the products of two adjacent
+input channels in 16 bits, saturating: an unsigned byte of up to 255 times w0 and w1 overflows once |w0 + w1| passes
+128. 7-bit weights avoid that at the price of half the resolution. Here only the sum over each such pair is limited:
+the scale of an output is as fine as its largest pair allows, mostly within a fifth of that of 8 bits, and one file
+gives the same integers on every processor (tests/test_cpus.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["column_scales", "round_columns", "round_with_feedback"]
+__all__ = ["Feedback", "adjacent_pairs", "column_scales", "feedback_factor", "round_columns", "round_with_feedback"]
 
+_LARGEST = 127
+_LARGEST_PAIR = 128
 _BLOCK = 128
 _DAMPING = 0.01
 
+Pairs = NDArray[np.int64]
+"""Channels whose products are added in 16 bits, [pairs, 2]."""
 
-def column_scales(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Return the symmetric scale of each column that uses the whole range of `bits`.
+
+def adjacent_pairs(channels: Sequence[int] | NDArray[np.int64]) -> Pairs:
+    """Return which channels share a 16-bit sum.
+
+    Args:
+        channels: The channel that each row of a stored matrix belongs to, in the order of the rows.
+    """
+    rows = np.asarray(channels)
+    whole = rows[: len(rows) // 2 * 2].reshape(-1, 2)
+    return np.unique(np.sort(whole, axis=1), axis=0)
+
+
+def column_scales(weights: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float32]:
+    """Return the finest symmetric scale of each column at which nothing overflows.
 
     Args:
         weights: [inputs, outputs].
-        bits: 8, or 7 where a product of 8 bits would overflow its 16-bit accumulator.
+        pairs: Of inputs.
 
     Returns:
         [outputs].
     """
-    scales: NDArray[np.float32] = (np.abs(weights).max(axis=0) / (2 ** (bits - 1) - 1)).astype(np.float32)
+    # Half a step is kept for rounding both up.
+    largest = np.abs(weights).max(axis=0) / _LARGEST
+    for block in np.array_split(pairs, max(1, len(pairs) // 64)):
+        sums = np.abs(weights[block[:, 0]] + weights[block[:, 1]]).max(axis=0, initial=0.0)
+        # Of two signs, no sum is larger than its larger part, which has been looked at.
+        largest = np.maximum(largest, sums / (_LARGEST_PAIR - 0.5))
+    scales: NDArray[np.float32] = largest.astype(np.float32)
     scales[scales == 0] = 1.0
     return scales
 
 
-def round_columns(weights: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Round each weight to the nearest step of its column."""
-    rounded: NDArray[np.int8] = np.rint(weights / scales).astype(np.int8)
-    return rounded
+def round_columns(weights: NDArray[np.float32], scales: NDArray[np.float32], pairs: Pairs) -> NDArray[np.int8]:
+    """Round each weight to the nearest step of its column, and keep the pairs within their limit.
+
+    Args:
+        weights: [inputs, outputs].
+        scales: As `column_scales` gives them.
+        pairs: Of inputs; no input is in two of them.
+    """
+    rounded = np.clip(np.rint(weights / scales), -_LARGEST, _LARGEST).astype(np.int16)
+    first, second = rounded[pairs[:, 0]], rounded[pairs[:, 1]]
+    rounded[pairs[:, 1]] -= np.sign(second) * (np.abs(first + second) > _LARGEST_PAIR)
+    return rounded.astype(np.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """How the inputs of a layer go together.
+
+    Attributes:
+        order: The inputs, largest first.
+        factor: Upper Cholesky factor of the inverse of their Gram matrix, in that order.
+    """
+
+    order: NDArray[np.int64]
+    factor: NDArray[np.float32]
+
+
+def feedback_factor(gram: NDArray[np.float32]) -> Feedback:
+    """Prepare a Gram matrix for `round_with_feedback`.
+
+    Args:
+        gram: Sum of x x^T over the calibration text, [inputs, inputs].
+    """
+    order = np.argsort(-np.diagonal(gram), kind="stable")
+    damped = gram[np.ix_(order, order)].astype(np.float64)
+    damped[np.diag_indices(len(gram))] += _DAMPING * max(float(np.diagonal(gram).mean()), 1e-12)
+    return Feedback(order, np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32))
 
 
 def round_with_feedback(
-    weights: NDArray[np.float32], scales: NDArray[np.float32], gram: NDArray[np.float32], bits: int
+    weights: NDArray[np.float32], scales: NDArray[np.float32], feedback: Feedback, pairs: Pairs
 ) -> NDArray[np.int8]:
     """Round weights so that the layer's outputs, not the weights, stay close.
 
@@ -41,31 +106,36 @@ def round_with_feedback(
     Args:
         weights: [inputs, outputs].
         scales: [outputs].
-        gram: Sum of x x^T over the calibration text, [inputs, inputs].
-        bits: As for `column_scales`.
+        feedback: Of the calibration text.
+        pairs: Of inputs.
 
     Returns:
         int8, [inputs, outputs].
     """
-    limit = 2 ** (bits - 1) - 1
-    count = len(gram)
-    diagonal = np.diagonal(gram)
-    order = np.argsort(-diagonal, kind="stable")
-    damped = gram[np.ix_(order, order)].astype(np.float64)
-    damped[np.diag_indices(count)] += _DAMPING * max(float(diagonal.mean()), 1e-12)
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
-    left = weights[order].astype(np.float32)
-    rounded = np.empty(left.shape, np.int8)
+    order, factor = feedback.order, feedback.factor
+    count = len(order)
+    partners: list[list[int]] = [[] for _ in range(count)]
+    place = np.empty(count, np.int64)
+    place[order] = np.arange(count)
+    for one, other in place[pairs].tolist():
+        if one != other:
+            partners[max(one, other)].append(min(one, other))
+    left = weights[order] / scales
+    rounded = np.empty(left.shape, np.float32)
     errors = np.empty((_BLOCK, left.shape[1]), np.float32)
     for start in range(0, count, _BLOCK):
         end = min(start + _BLOCK, count)
         for row in range(start, end):
-            steps = np.clip(np.rint(left[row] / scales), -limit, limit)
+            steps = np.clip(np.rint(left[row]), -_LARGEST, _LARGEST)
+            for partner in partners[row]:
+                # Only weights of one sign add up: the limit of the other sign is beyond what there is.
+                held = rounded[partner]
+                steps = np.clip(steps, -_LARGEST_PAIR - np.minimum(held, 0), _LARGEST_PAIR - np.maximum(held, 0))
             rounded[row] = steps
-            error = (left[row] - steps * scales) / factor[row, row]
+            error = (left[row] - steps) / factor[row, row]
             left[row + 1 : end] -= factor[row, row + 1 : end, None] * error
             errors[row - start] = error
         left[end:] -= factor[start:end, end:].T @ errors[: end - start]
-    result = np.empty_like(rounded)
+    result = np.empty(rounded.shape, np.int8)
     result[order] = rounded
     return result

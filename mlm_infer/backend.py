@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from .bundle import TORCHSCRIPT, Manifest
-from .cpu import cpu_kind, suits_this_cpu
+from .bundle import TORCHSCRIPT, Manifest, ModelFile
+from .cpu import cpu_kind, multiplies_bytes
 from .errors import DeviceError, InputError
 from .foreign import EveryPosition, ForeignManifest
 from .onnx_scan import check_graph
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("onnx", "torchscript")
 """What a bundle's models can be run with, the first by default: ONNX Runtime and torch."""
 
+_RIGHT = ModelFile("")
 _FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
 
 
@@ -137,9 +138,10 @@ def _open(
     if chosen != TORCHSCRIPT:
         check_graph(path, files.weights)
     model = opener(path, kind=kind, number=number, threads=threads)
-    if not suits_this_cpu(files.cpu):
+    if files.overflows and not multiplies_bytes():
         logger.warning(
-            "%s holds 8-bit weights for %s, whose products overflow on %s: export it again here",
+            "int8 of %s was made for %s and overflows on this processor (%s), so its answers are wrong here: export "
+            "it again, which makes one that is right everywhere, or take precision='fp32'",
             folder,
             files.cpu,
             cpu_kind(),
@@ -196,5 +198,16 @@ def _choose_model(manifest: Manifest, backend: str, precision: str, kind: str, f
         raise InputError(
             f"precision is {precision!r}, but {folder} holds {', '.join(held)}; export it again, or take 'auto'"
         )
+    if precision == "auto" and manifest.models.get("int8", _RIGHT).overflows and not multiplies_bytes():
+        others = [name for name in held if name != "int8"]
+        if others and kind == "cpu":
+            logger.warning(
+                "int8 of %s was made for %s and overflows on this processor (%s); taking %s: export it again",
+                folder,
+                manifest.models["int8"].cpu,
+                cpu_kind(),
+                " or ".join(others),
+            )
+            held = others
     wanted = held if precision == "auto" else [precision]
     return next((each for each in _FASTEST_FIRST[kind] if each in wanted), None)

@@ -52,7 +52,8 @@ class ModelFile:
         file: File name of the graph in the bundle.
         weights: File name of its weights, which ONNX Runtime maps into memory rather than copies; None for a
             file that holds them itself.
-        cpu: Kind of processor that an int8 file was made for; None for a file that fits all.
+        cpu: Kind of processor that an int8 file of an older version was made for; None for a file that is right on
+            all, as every newer one is.
         details: How it was made: passes, quantization, versions of the tools.
     """
 
@@ -60,6 +61,11 @@ class ModelFile:
     weights: str | None = None
     cpu: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether its products overflow where a processor cannot add up products of 8-bit bytes."""
+        return self.cpu in ("avx512_vnni", "arm64")
 
     @property
     def names(self) -> list[str]:

@@ -1,15 +1,23 @@
 """What this machine's processor can do."""
 
+import ctypes
 import os
 import platform
+import typing
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["CpuKind", "available_cpus", "cpu_flags", "cpu_kind", "cpu_name", "suits_this_cpu"]
+from .errors import InputError
+
+__all__ = ["CPU_VARIABLE", "CpuKind", "available_cpus", "cpu_flags", "cpu_kind", "cpu_name", "multiplies_bytes"]
 
 CpuKind = Literal["avx2", "avx512", "avx512_vnni", "arm64"]
-"""The kinds of processor for which int8 files differ."""
+"""The kinds of processor that int8 is made for: `avx2` is any x86-64 without AVX-512, and `avx512_vnni` any with
+VNNI, AVX-VNNI included."""
+
+CPU_VARIABLE = "MLM_INFER_CPU"
+"""Environment variable that names the kind of this processor, where it is not to be asked."""
 
 
 @cache
@@ -20,6 +28,39 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     first = text.split("\n\n", 1)[0]
     return {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in first.splitlines())}
+
+
+class _CpuidLeaf(ctypes.Structure):
+    """`struct cpuid_feature` of glibc's sys/platform/x86.h: what the processor has, and what the system lets it use."""
+
+    _fields_: typing.ClassVar = [("present", ctypes.c_uint32 * 4), ("active", ctypes.c_uint32 * 4)]
+
+
+_CPUID = {
+    # Name in /proc/cpuinfo: index of the leaf in glibc (7, or 7 with ECX = 1), register and bit.
+    "avx2": (1, 1, 5),
+    "avx512f": (1, 1, 16),
+    "avx512_vnni": (1, 2, 11),
+    "avx_vnni": (6, 0, 4),
+}
+
+
+def _cpuid_flags() -> frozenset[str] | None:
+    """Return which of `_CPUID` this process can use, or None where glibc does not tell.
+
+    An emulator's processor answers here, while /proc/cpuinfo shows its host.
+    """
+    try:
+        leaf = ctypes.CDLL(None).__x86_get_cpuid_feature_leaf
+    except (AttributeError, OSError, TypeError):
+        return None
+    leaf.restype, leaf.argtypes = ctypes.POINTER(_CpuidLeaf), [ctypes.c_uint]
+    found = []
+    for name, (index, register, bit) in _CPUID.items():
+        answer = leaf(index)
+        if answer and answer.contents.active[register] >> bit & 1:
+            found.append(name)
+    return frozenset(found)
 
 
 def cpu_flags() -> frozenset[str]:
@@ -34,13 +75,29 @@ def cpu_name() -> str:
 
 
 def cpu_kind() -> CpuKind:
-    """Return the kind of this processor; `avx2` where it cannot be told, which is safe on every x86-64."""
+    """Return the kind of this processor; `avx2` where it cannot be told.
+
+    Raises:
+        InputError: The environment variable `MLM_INFER_CPU` names none.
+    """
+    chosen = os.environ.get(CPU_VARIABLE)
+    if chosen:
+        for kind in typing.get_args(CpuKind):
+            if chosen == kind:
+                return typing.cast("CpuKind", kind)
+        raise InputError(f"{CPU_VARIABLE} is {chosen!r}; it must be one of {', '.join(typing.get_args(CpuKind))}")
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "arm64"
-    flags = cpu_flags()
+    flags = _cpuid_flags()
+    flags = cpu_flags() if flags is None else flags
     if "avx512_vnni" in flags or "avx_vnni" in flags:
         return "avx512_vnni"
     return "avx512" if "avx512f" in flags else "avx2"
+
+
+def multiplies_bytes() -> bool:
+    """Tell whether this processor multiplies bytes of 8 bits without overflow."""
+    return cpu_kind() in ("avx512_vnni", "arm64")
 
 
 def available_cpus() -> int:
@@ -94,8 +151,3 @@ def _quota_1(group: Path) -> float | None:
         return None if limit < 0 else limit / int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
     except (OSError, ValueError, ZeroDivisionError):
         return None
-
-
-def suits_this_cpu(made_for: str | None) -> bool:
-    """Tell whether this processor multiplies bytes made for a kind of processor without overflow."""
-    return made_for not in ("avx512_vnni", "arm64") or cpu_kind() not in ("avx2", "avx512")

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .bundle import SCHEMA, hash_file
-from .cpu import cpu_kind
 from .errors import BundleError, ExportError
 from .manifest import read_manifest
 
@@ -123,8 +122,6 @@ def _key(files: Iterable[Path], options: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for part in (importlib.metadata.version("mlm-infer"), str(SCHEMA), *options):
         digest.update(part.encode() + b"\0")
-    if "int8" in options:
-        digest.update(cpu_kind().encode() + b"\0")
     for path in sorted(files):
         digest.update(f"{path.name}\0{hash_file(path).sha256}\0".encode())
     return digest.hexdigest()[:16]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .cpu import suits_this_cpu
+from .cpu import multiplies_bytes
 from .errors import BundleError
 from .filler import open_named
 from .manifest import read_manifest
@@ -20,7 +20,7 @@ class ModelDescription:
 
     Attributes:
         bytes: Size of graph and weights.
-        cpu: Kind of processor that it was made for, if it was.
+        cpu: Kind of processor that an older version made it for, if it did.
         layers: How many layers were quantized in which way, embeddings included.
         known_answers: How many inputs are recorded with their answers.
         top1: Share of single-mask sentences with PyTorch's best token.
@@ -151,7 +151,7 @@ def verify_bundle(folder: Path) -> Iterator[str]:
         manifest.check_file(folder, name)
         yield f"{name}: {stored.bytes:,} bytes, sha256 as in the manifest"
     for precision, model in manifest.models.items():
-        foreign = not suits_this_cpu(model.cpu)
+        foreign = model.overflows and not multiplies_bytes()
         open_named(folder, precision, self_test=not foreign).close()
         yield f"{precision}: " + (
             f"opens; its answers can be checked on {model.cpu} only" if foreign else "opens, known answers come out"

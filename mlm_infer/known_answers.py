@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import MANIFEST, KnownAnswer
-from .cpu import suits_this_cpu
 from .errors import BundleError, InputError
 from .manifest import read_manifest
 
@@ -36,17 +35,13 @@ _ROUNDED = 0.25
 def record_answers(folder: Path) -> None:
     """Put known answers into the manifest of a bundle, as this machine gives them.
 
-    An int8 model for a kind of processor that this one is not gets none: they might be wrong.
-
     Args:
         folder: The bundle.
     """
     from .filler import open_named
 
     manifest = read_manifest(folder)
-    answers = {
-        name: _answers(open_named(folder, name)) for name, model in manifest.models.items() if suits_this_cpu(model.cpu)
-    }
+    answers = {name: _answers(open_named(folder, name)) for name in manifest.models}
     path = folder / MANIFEST
     scratch = path.with_suffix(".new")
     scratch.write_text(replace(manifest, known_answers=answers).to_json(), encoding="utf-8")
@@ -79,10 +74,7 @@ def check_answers(
         BundleError: There are none, or one does not come out.
     """
     if not answers:
-        raise BundleError(
-            f"{info.path} holds no known answers for {info.precision}; export the model again, on the kind of "
-            "processor that it is for"
-        )
+        raise BundleError(f"{info.path} holds no known answers for {info.precision}; export the model again")
     limit = _EXACT if info.precision == "fp32" and "cuda" not in info.provider.lower() else _ROUNDED
     for answer in answers:
         try:

@@ -112,7 +112,7 @@ def test_export(name: str, bundles: dict[str, Path]) -> None:
             assert case["top1"] == case["top5"] == 1
         else:
             assert case["perplexity"] == pytest.approx(case["reference_perplexity"], rel=0.1)
-    assert manifest.models["int8"].details["agreement"] >= 0.96
+    assert manifest.models["int8"].details["agreement"] >= 0.9
     assert manifest.mixes_padding == (name in MIXES_PADDING)
     details = manifest.models["fp32"].details
     assert details["fusions"].get("MultiHeadAttention", 0) == (0 if name in UNFUSED else 2)

@@ -1,0 +1,185 @@
+"""Text that suits a model: what int8 is calibrated on and every export is compared on."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from mlm_infer.errors import DataError
+from mlm_infer.samples import movie_reviews
+
+from .batches import Batch, feeds, padded, token_ids
+from .run_model import open_model
+
+__all__ = ["Texts", "own_texts", "random_texts", "read_texts", "review_texts", "sampled_texts"]
+
+_CALIBRATION = 600
+_HELD_OUT = 600
+_SHORTEST = 40
+_MOST_UNKNOWN = 0.1
+_LEAST_WHOLE = 0.6
+_SAMPLED = 400
+_ROUNDS = 4
+_LONGEST_SAMPLED = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts as token ids, without special tokens.
+
+    Attributes:
+        name: What they are: `movie-reviews`, the name of a file, or `sampled from the model`.
+        seen: To calibrate on.
+        unseen: To measure on.
+        unknown: Share of tokens that the vocabulary does not know.
+        whole: Share of words that are one token, relative to what a vocabulary of this size made for this very text
+            would have; 1 where that is not asked.
+    """
+
+    name: str
+    seen: list[list[int]]
+    unseen: list[list[int]]
+    unknown: float = 0.0
+    whole: float = 1.0
+
+    @property
+    def fit(self) -> bool:
+        """Whether the model's vocabulary is made for such text."""
+        return self.unknown <= _MOST_UNKNOWN and self.whole >= _LEAST_WHOLE
+
+    @property
+    def why_not(self) -> str:
+        """What shows that it is not, for a person."""
+        if self.unknown > _MOST_UNKNOWN:
+            return f"{self.unknown:.0%} of the tokens of {self.name} are unknown to it"
+        return f"it splits most words of {self.name} ({self.whole:.0%} of what its vocabulary could hold are whole)"
+
+    def describe(self) -> str:
+        """Return what they are for a person."""
+        return (
+            f"{self.name}: {len(self.seen)} texts to calibrate on and {len(self.unseen)} to measure on, "
+            f"{self.unknown:.1%} unknown tokens"
+        )
+
+
+def own_texts(tokenizer: PreTrainedTokenizerBase) -> Texts:
+    """Return the built-in reviews as the model reads them."""
+    sentences = movie_reviews()[: _CALIBRATION + _HELD_OUT]
+    return _texts("movie-reviews", tokenizer, sentences)
+
+
+def review_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return reviews that calibration never sees, to compare on."""
+    return [ids for ids in token_ids(tokenizer, movie_reviews("validation")) if ids]
+
+
+def random_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return texts of any tokens."""
+    ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    random = np.random.default_rng(0)
+    return [random.choice(ordinary, 16).tolist() for _ in range(200)]
+
+
+def read_texts(path: Path, tokenizer: PreTrainedTokenizerBase) -> Texts:
+    """Return the lines of a file as the model reads them.
+
+    Raises:
+        DataError: The file cannot be read, has too few lines, or the model knows few of its words.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise DataError(f"there is no calibration file {path}") from error
+    except IsADirectoryError as error:
+        raise DataError(f"the calibration file {path} is a folder; name a file with one text a line") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the calibration file {path} is not UTF-8; convert it first") from error
+    if len(lines) < _SHORTEST:
+        raise DataError(
+            f"the calibration file {path} has {len(lines)} lines of text; give at least {_SHORTEST}, better some "
+            "hundreds, or leave --calibration-data out for the built-in text"
+        )
+    texts = _texts(path.name, tokenizer, lines[: _CALIBRATION + _HELD_OUT])
+    if texts.unknown > 0.5:
+        raise DataError(
+            f"{texts.unknown:.0%} of the tokens of the calibration file {path} are unknown to this model: give text in "
+            "its own language and alphabet, or leave --calibration-data out to have the model write its own"
+        )
+    return texts
+
+
+def _texts(name: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> Texts:
+    encoded = token_ids(tokenizer, sentences)
+    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded) / max(1, sum(map(len, encoded)))
+    known = [ids for ids in encoded if ids]
+    middle = len(known) // 2
+    return Texts(name, known[:middle], known[middle:], unknown, _whole_words(tokenizer, sentences))
+
+
+def _whole_words(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> float:
+    """Return how many running words are one token, relative to the best vocabulary of this size for this text.
+
+    Of the words of a text, a vocabulary with room for n could hold the n most frequent ones whole.
+    """
+    counts = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
+    words = list(counts)
+    pieces = token_ids(tokenizer, [f" {word}" for word in words])
+    held = sum(
+        counts[word]
+        for word, ids in zip(words, pieces, strict=True)
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    )
+    possible = sum(count for _, count in counts.most_common(len(tokenizer)))
+    return held / max(1, possible)
+
+
+def sampled_texts(model: ir.Model, inputs: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> Texts:
+    """Let a model write text of its own: masks all over, and its own predictions drawn for them, a part at a time.
+
+    Needs no data, and fits any vocabulary: proteins, code, another language.
+
+    Args:
+        model: The serving graph.
+        inputs: Names of the encoder's inputs.
+        tokenizer: The model's tokenizer.
+        longest: Most tokens a text, without the special ones.
+    """
+    session = open_model(model)
+    random = np.random.default_rng(0)
+    special = np.array(tokenizer.all_special_ids)
+    texts: list[list[int]] = []
+    for start in range(0, _SAMPLED, 20):
+        # Lengths as calibration has them, alike within a batch.
+        length = max(2, min(longest, _LONGEST_SAMPLED if start % 40 else _LONGEST_SAMPLED // 2))
+        ids = np.full((20, length), tokenizer.mask_token_id)
+        for turn in range(_ROUNDS):
+            holes = np.argwhere(ids == tokenizer.mask_token_id)
+            batch = _with_holes(tokenizer, ids, holes)
+            (logits,) = session.run(["logits"], feeds(batch, inputs))
+            logits[:, special] = -np.inf
+            drawn = _draw(logits, random)
+            chosen = random.random(len(holes)) < 1 / (_ROUNDS - turn)
+            ids[tuple(holes[chosen].T)] = drawn[chosen]
+        texts.extend(ids.tolist())
+    middle = len(texts) // 2
+    return Texts("sampled from the model", texts[:middle], texts[middle:])
+
+
+def _with_holes(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.int64], holes: NDArray[np.int64]) -> Batch:
+    whole, attention, begin = padded(tokenizer, ids.tolist())
+    chosen = np.zeros(whole.shape, bool)
+    chosen[holes[:, 0], holes[:, 1] + begin] = True
+    return Batch.of(whole, attention, chosen, np.zeros(len(holes), np.int64))
+
+
+def _draw(logits: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.int64]:
+    """Draw a token for each row from its softmax (Gumbel 1954: the largest logit with noise)."""
+    noise = -np.log(-np.log(random.random(logits.shape, np.float32) + 1e-12) + 1e-12)
+    drawn: NDArray[np.int64] = (logits + noise).argmax(axis=1)
+    return drawn
