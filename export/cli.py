@@ -46,7 +46,7 @@ __all__ = ["main"]
 @click.option(
     "--calibration-data",
     type=click.Path(path_type=Path),
-    help="Text for int8, one text a line.  [default: movie reviews, or what the model writes where they do not suit it]",
+    help="Text for int8, one text a line.  [default: reviews, or what the model writes where they do not suit it]",
 )
 @click.option(
     "--max-perplexity-increase", type=float, default=0.01, show_default=True, help="Most that int8 or fp16 may cost."

@@ -252,7 +252,7 @@ class _Search:
         for part, site in self._plan.sites.items():
             now = steps.get(part, "int8")
             rows = self._rows[part]
-            times = {step: (rows + _BYTE_TIME) * (1 + site.extra(step)) for step in site.steps}
+            times = {step: (rows + _BYTE_TIME) * (1 + site.further(step)) for step in site.steps}
             times["fp32"] = rows * _FP32_TIME + 4 * _BYTE_TIME
             for step, time in times.items():
                 won = self._effect_of(part, now) - self._effect_of(part, step)

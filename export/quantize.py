@@ -124,7 +124,7 @@ class SitePlan:
         """Return the relative error of the outputs."""
         return 0.0 if step == "fp32" else self.steps[step].error
 
-    def extra(self, step: Step) -> float:
+    def further(self, step: Step) -> float:
         """Return the share of further columns."""
         return len(self.steps[step].ranges.columns) / self.channels if step != "fp32" else 0.0
 
@@ -148,7 +148,7 @@ class QuantizationPlan:
             found.append(LayerReport(TABLE, "fp32" if _tables_stay(self, steps) else "int16", 0.0, 0.0))
         for name, site in self.sites.items():
             step = steps.get(name, "int8")
-            extra = site.extra(step)
+            extra = site.further(step)
             scheme = "fp32" if step == "fp32" else "int8+columns" if extra else "int8"
             found += [LayerReport(layer, scheme, extra, site.error(step)) for layer in site.steps["int8"].weights]
         return found

@@ -12,7 +12,7 @@ from typing import Self
 from .encoding import EncodedText, LongText
 from .errors import InputError
 from .filler import MaskFiller
-from .filling import Choice, answer_parts
+from .filling import Choice, answer_parts, encode_texts
 from .predict import TOKEN_BUDGET
 from .results import FillResult
 
@@ -137,7 +137,9 @@ class AsyncMaskFiller:
             long_text=long_text,
         )
         async with asyncio.timeout(timeout), self._room:
-            (parts,) = engine.encoder.encode([text], long_text)
+            (parts,) = encode_texts(engine, [text], choice)
+            if isinstance(parts, InputError):
+                raise parts
             if self._closed:
                 raise InputError("this AsyncMaskFiller is closed; open a new one")
             loop = asyncio.get_running_loop()

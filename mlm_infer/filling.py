@@ -18,7 +18,7 @@ from .errors import InputError
 from .results import FillResult, MaskResult, Prediction
 from .vocabulary import Restriction
 
-__all__ = ["Choice", "OnError", "answer_as_pipeline", "answer_parts", "check_top_k", "fill_stream", "fill_texts"]
+__all__ = ["Choice", "OnError", "answer_as_pipeline", "answer_parts", "check_top_k", "encode_texts", "fill_stream", "fill_texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class Choice:
             raise InputError(f"renormalize is {renormalize!r}; it must be True or False")
         check_long_text(long_text)
         if not restriction.is_none:
-            # A restriction that nothing passes is an error of the arguments, not of the first text.
-            engine.encoder.vocabulary.permitted(restriction, False)
+            # A restriction that nothing passes, even where most does, is an error of the arguments.
+            engine.encoder.vocabulary.permitted(restriction, True)
         return cls(restriction, top_k, min_score, renormalize, long_text)
 
     def best(self, ids: NDArray[np.int64], logprobs: NDArray[np.float32]) -> Answer:
@@ -90,7 +90,37 @@ def fill_texts(engine: Engine, texts: Sequence[str], choice: Choice) -> list[Fil
     Raises:
         InputError: A text cannot be used.
     """
-    return answer_parts(engine, engine.encoder.encode(texts, choice.long_text), choice)
+    found = encode_texts(engine, texts, choice)
+    wrong = next((each for each in found if isinstance(each, InputError)), None)
+    if wrong is not None:
+        raise wrong
+    return answer_parts(engine, [each for each in found if not isinstance(each, InputError)], choice)
+
+
+def encode_texts(
+    engine: Engine, texts: Sequence[str], choice: Choice, *, first: int | None = None
+) -> list[list[EncodedText] | InputError]:
+    """Tokenize texts, with the error of one that cannot be used, or that has a mask for which no token is left.
+
+    Args:
+        engine: The model.
+        texts: The texts.
+        choice: What is asked of them.
+        first: Number of the first text, where these are a part of a stream.
+    """
+    found = engine.encoder.try_encode(texts, choice.long_text, first=first)
+    if choice.restriction.is_none:
+        return found
+    checked: list[list[EncodedText] | InputError] = []
+    for each in found:
+        try:
+            if not isinstance(each, InputError):
+                for begins_text in {span[0] == 0 for part in each for span in part.spans}:
+                    engine.encoder.vocabulary.permitted(choice.restriction, begins_text)
+            checked.append(each)
+        except InputError as error:
+            checked.append(error)
+    return checked
 
 
 def fill_stream(
@@ -103,7 +133,7 @@ def fill_stream(
     """
     first = 0
     for chunk, failure in _chunks(texts):
-        found = engine.encoder.try_encode(chunk, choice.long_text, first=first)
+        found = encode_texts(engine, chunk, choice, first=first)
         first += len(chunk)
         wrong = next((each for each in found if isinstance(each, InputError)), None) if on_error == "raise" else None
         if wrong is not None:
