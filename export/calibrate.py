@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -12,6 +11,9 @@ from .batches import Batch, feeds
 from .run_model import open_model
 
 __all__ = ["ActivationStats", "calibrate"]
+
+_ROWS = 4096
+"""Rows that tell how channels go together; more for a layer that has more than half as many channels."""
 
 
 @dataclass(slots=True)
@@ -21,14 +23,16 @@ class ActivationStats:
     Attributes:
         low: Smallest value of each channel.
         high: Largest value of each channel.
-        gram: Sum of x x^T over all rows, [channels, channels].
-        total: Sum of x over all rows, [channels].
-        rows: How many rows that is.
-        sample: Some of the rows, to measure errors on.
+        seen: How many rows there were.
+        gram: Sum of x x^T over some of them, [channels, channels].
+        total: Sum of x over the same, [channels].
+        rows: How many those are.
+        sample: Fewer of them, to measure errors on.
     """
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
+    seen: int
     gram: NDArray[np.float32]
     total: NDArray[np.float32]
     rows: int
@@ -41,6 +45,7 @@ class ActivationStats:
         return ActivationStats(
             low=(self.low - centre) / width,
             high=(self.high - centre) / width,
+            seen=self.seen,
             gram=gram / np.outer(width, width),
             total=(self.total - self.rows * centre) / width,
             rows=self.rows,
@@ -52,6 +57,7 @@ class ActivationStats:
         return ActivationStats(
             low=self.low[order],
             high=self.high[order],
+            seen=self.seen,
             gram=self.gram[np.ix_(order, order)],
             total=self.total[order],
             rows=self.rows,
@@ -73,12 +79,12 @@ def calibrate(
     Returns:
         The statistics by the name of the value.
     """
-    proto = ir.to_proto(model)
     names = [value.name or "" for value in activations]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = open_model(proto)
+    session = open_model(model, outputs=tuple(names))
     stats: dict[str, ActivationStats] = {}
-    for batch in batches:
+    # From batch to batch the texts grow longer: the first ones alone would not tell of the others.
+    for number in np.random.default_rng(0).permutation(len(batches)):
+        batch = batches[number]
         keep = batch.attention_mask.reshape(-1).astype(bool)
         for name, found in zip(names, session.run(names, feeds(batch, inputs)), strict=True):
             rows = found.reshape(-1, found.shape[-1])
@@ -88,15 +94,19 @@ def calibrate(
 
 
 def _add(stats: dict[str, ActivationStats], name: str, rows: NDArray[np.float32]) -> None:
-    low, high, gram, total = rows.min(axis=0), rows.max(axis=0), rows.T @ rows, rows.sum(axis=0)
+    low, high, width = rows.min(axis=0), rows.max(axis=0), rows.shape[1]
     old = stats.get(name)
     if old is None:
-        stats[name] = ActivationStats(low, high, gram, total, len(rows), rows[:64].copy())
-        return
+        nothing = np.zeros(width, np.float32)
+        old = stats[name] = ActivationStats(
+            low, high, 0, np.zeros((width, width), np.float32), nothing, 0, np.empty((0, width), np.float32)
+        )
     np.minimum(old.low, low, out=old.low)
     np.maximum(old.high, high, out=old.high)
-    old.gram += gram
-    old.total += total
-    old.rows += len(rows)
+    old.seen += len(rows)
+    if old.rows < max(_ROWS, 2 * width):
+        old.gram += rows.T @ rows
+        old.total += rows.sum(axis=0)
+        old.rows += len(rows)
     if len(old.sample) < 1024:
         old.sample = np.concatenate([old.sample, rows[:64]])

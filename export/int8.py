@@ -16,7 +16,7 @@ from .batches import Batch, feeds
 from .calibrate import calibrate
 from .dense import dense_sites
 from .quantize import LayerReport, QuantizationPlan, Step, apply_plan, make_plan
-from .run_model import open_model
+from .run_model import copy_model, open_model
 
 __all__ = ["Budget", "Int8Report", "quantize_within"]
 
@@ -180,10 +180,10 @@ class _Search:
     ) -> None:
         self._inputs, self._seen, self._unseen = inputs, seen, unseen
         self._budget, self._step = budget, on_step
-        self._model = _copy(model)
+        self._model = copy_model(model)
         sites = dense_sites(self._model.graph)
         stats = calibrate(self._model, [site.activation for site in sites], inputs, seen)
-        self._rows = _rows_a_text({site.name: stats[site.activation.name or ""].rows for site in sites}, seen)
+        self._rows = _rows_a_text({site.name: stats[site.activation.name or ""].seen for site in sites}, seen)
         stats = balance_channels(self._model, stats)
         within(_CALIBRATED)
         on_step("rounding weights")
@@ -228,7 +228,7 @@ class _Search:
             )
 
     def _measure(self, steps: Mapping[str, Step]) -> tuple[ir.Model, Int8Report]:
-        small = _copy(self._model)
+        small = copy_model(self._model)
         apply_plan(small, self._plan, steps)
         found = _answers(small, self._inputs, self._unseen)
         agreement = float(np.mean(_same_best(self._exact, found)))
@@ -278,10 +278,6 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(each.const_value.nbytes for each in model.graph.initializers.values() if each.const_value is not None)
 
 
-def _copy(model: ir.Model) -> ir.Model:
-    return ir.from_proto(ir.to_proto(model))
-
-
 def _rows_a_text(rows: Mapping[str, int], batches: Sequence[Batch]) -> dict[str, float]:
     """Return how many rows each part computes for a text with one mask: all of its tokens, or that of the mask."""
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
@@ -293,7 +289,7 @@ def _effects(
     model: ir.Model, plan: QuantizationPlan, inputs: Sequence[str], batches: Sequence[Batch]
 ) -> dict[str, float]:
     """Return the divergence of the answers (Kullback-Leibler, mean over masks) with one part quantized at a time."""
-    both = _copy(model)
+    both = copy_model(model)
     apply_plan(both, plan, {}, switches=True)
     session = open_model(both)
     middle = [batches[len(batches) * share // 3] for share in (1, 2)]

@@ -138,14 +138,17 @@ def make_batches(
     return batches
 
 
-def reference(source: Source, batch: Batch, inputs: Sequence[str]) -> NDArray[np.float32]:
+def reference(source: Source, batch: Batch, inputs: Sequence[str], *, everywhere: bool) -> NDArray[np.float32]:
     """Return the log-probabilities of what is exported at the masks, [masks, vocabulary].
 
     Args:
         source: The model.
         batch: What to run it on.
         inputs: Names of the inputs to give it.
+        everywhere: Let it answer at every token, as its users do, rather than at the masks alone.
     """
+    if not everywhere:
+        return source.row_logprobs(feeds(batch, inputs), inputs, batch.flat)
     found = source.logprobs(feeds(batch, inputs), inputs)
     result: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[batch.flat]
     return result

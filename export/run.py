@@ -314,7 +314,7 @@ def _parity(
     found: list[ParityCase] = []
     everything = make_batches(source.tokenizer, source.longest, texts)
     for number, (name, batches) in enumerate(everything.items()):
-        pairs = [(batch, reference(source, batch, inputs)) for batch in batches]
+        pairs = [(batch, reference(source, batch, inputs, everywhere=len(batches) == 1)) for batch in batches]
         for precision, session in sessions.items():
             case = compare(precision, name, session, inputs, iter(pairs))
             check_case(

@@ -1,30 +1,61 @@
 """Running a graph in memory, as the run time would."""
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 
 from mlm_infer.errors import ExportError
 
-__all__ = ["open_model"]
+__all__ = ["copy_model", "open_model"]
+
+_SMALL = 1024
 
 
-def open_model(model: ir.Model | onnx.ModelProto, *, optimize: bool = True) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU.
+def copy_model(model: ir.Model) -> ir.Model:
+    """Return a model whose graph can be changed; the weights are those of the first."""
+    return model.clone()
+
+
+def open_model(
+    model: ir.Model, *, optimize: bool = True, outputs: tuple[str, ...] = ()
+) -> onnxruntime.InferenceSession:
+    """Open a graph on the CPU; its weights are handed over where they lie.
 
     Args:
         model: The graph.
         optimize: Let ONNX Runtime fold constants; without, every value of the graph can be fetched by name.
+        outputs: Names of further values to fetch.
 
     Raises:
         ExportError: ONNX Runtime refuses it.
     """
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    proto, weights = _without_weights(model)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    names = list(weights)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
     try:
+        options.add_external_initializers(names, values)
         return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise ExportError(f"ONNX Runtime refuses the graph: {str(error).strip().splitlines()[0]}") from error
+
+
+def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return a graph that says that its large weights lie elsewhere, and these: a protobuf holds 2 GiB at most."""
+    held: dict[str, ir.TensorProtocol] = {}
+    try:
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes > _SMALL:
+                held[name] = tensor
+                value.const_value = ir.ExternalTensor("elsewhere", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+        proto = ir.to_proto(model)
+    finally:
+        for name, tensor in held.items():
+            model.graph.initializers[name].const_value = tensor
+    return proto, {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in held.items()}

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -34,12 +33,10 @@ def observe_shapes(model: ir.Model, inputs: Sequence[str], token_id: int) -> dic
     Raises:
         ExportError: ONNX Runtime cannot run the model.
     """
-    proto = ir.to_proto(model)
-    names = [name for node in proto.graph.node for name in node.output if name]
-    kept = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
+    names = [output.name or "" for node in model.graph for output in node.outputs if output.name]
+    kept = {output.name for output in model.graph.outputs}
     try:
-        session = open_model(proto, optimize=False)
+        session = open_model(model, optimize=False, outputs=tuple(name for name in names if name not in kept))
         runs = [session.run(names, _feeds(inputs, *probe, token_id)) for probe in _PROBES]
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise ExportError(f"the exported graph cannot be run: {str(error).strip().splitlines()[0]}") from error

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 __all__ = ["Feedback", "adjacent_pairs", "column_scales", "feedback_factor", "round_columns", "round_with_feedback"]
@@ -90,9 +91,12 @@ def feedback_factor(gram: NDArray[np.float32]) -> Feedback:
         gram: Sum of x x^T over the calibration text, [inputs, inputs].
     """
     order = np.argsort(-np.diagonal(gram), kind="stable")
-    damped = gram[np.ix_(order, order)].astype(np.float64)
-    damped[np.diag_indices(len(gram))] += _DAMPING * max(float(np.diagonal(gram).mean()), 1e-12)
-    return Feedback(order, np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32))
+    damped = torch.from_numpy(gram[np.ix_(order, order)]).double()
+    damped.diagonal().add_(_DAMPING * max(float(np.diagonal(gram).mean()), 1e-12))
+    # The upper factor of the inverse, without the inverse: turned around, it is that of the matrix turned around.
+    lower = torch.linalg.cholesky(damped.flip(0, 1))
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=lower.dtype), upper=False)
+    return Feedback(order, inverse.flip(0, 1).float().numpy())
 
 
 def round_with_feedback(

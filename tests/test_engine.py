@@ -100,7 +100,8 @@ def test_int8_does_not_depend_on_the_batch(name: str, bundles: dict[str, Path]) 
 def stats_of(values: Any) -> ActivationStats:
     """Calibration statistics of an array."""
     values = values.astype(np.float32)
-    return ActivationStats(values.min(0), values.max(0), values.T @ values, values.sum(0), len(values), values)
+    count = len(values)
+    return ActivationStats(values.min(0), values.max(0), count, values.T @ values, values.sum(0), count, values)
 
 
 @pytest.mark.parametrize("one_sided", [False, True])

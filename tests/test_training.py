@@ -13,7 +13,7 @@ import torch
 from mlm_infer.training import TrainConfig, fine_tune, load_recipe, recipe_names
 from mlm_infer.training.blocks import freeze_masks, make_blocks, mask_collator
 from mlm_infer.training.data import load_documents, load_splits
-from mlm_infer.training.masked_rows import head_at_rows, rows_are_exact
+from mlm_infer.masked_rows import head_at_rows, rows_are_exact
 from mlm_infer.training.trainer import evaluate_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 

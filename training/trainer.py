@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from .blocks import MaskedBatch
-from .masked_rows import head_at_rows, masked_logits, rows_are_exact
+from mlm_infer.masked_rows import head_at_rows, masked_logits, rows_are_exact
 
 __all__ = ["MaskedLMTrainer", "QuietProgress", "evaluate_loss"]
 
