@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | wheel-check | help: each installs what it needs into .venv by itself.
+# make demo | test | test-all | lint | bench | wheel-check | help: each installs what it needs into .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test gpu-wheel soak lint bench wheel-check small-model clean
+.PHONY: help setup demo demo-short test test-all test-cpus gpu-wheel soak lint bench wheel-check small-model clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,8 +25,15 @@ demo: $(STAMP)  ## Fine-tune, export and fill masks on real text (under 6 minute
 demo-short: $(STAMP)  ## The same with less training (under 90 seconds)
 	python examples/demo.py --short
 
-test: $(STAMP)  ## Run the tests
+test: $(STAMP)  ## Run the tests, but for the slow ones (under 8 minutes on 2 cores)
 	python -m pytest -q
+
+test-all: $(STAMP)  ## Run all of them: every architecture, trainings, kills, the benchmark, the README
+	python -m pytest -q -m "not gpu_wheel and not soak and not cpus"
+
+test-cpus: $(STAMP)  ## Run int8 on emulated processors: AVX2, no AVX, arm64 (needs root once, to install QEMU)
+	bash tools/emulators.sh .work/arm64
+	python -m pytest -q -m cpus tests/test_cpus.py
 
 gpu-wheel: $(STAMP)  ## Test what onnxruntime-gpu does where there is no GPU (downloads 250 MB)
 	python -m pytest -q -m gpu_wheel

@@ -12,6 +12,7 @@ those that overflow the range of a byte are cut out as one block.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,7 +56,7 @@ def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> d
                 _set_dense(graph, layer, layer.weights[order], None)
             found[site.activation.name or ""] = old.ordered(order)
             continue
-        centre = (old.low + old.high) / 2
+        centre: Floats = ((old.low + old.high) / 2).astype(np.float32)
         width = _widths(old, site)
         if node.op_type == "LayerNormalization" and _is_last_axis(node):
             activation = _normalized(graph, node, centre, width)
@@ -76,7 +77,7 @@ def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> d
 
 def _widths(stats: ActivationStats, site: Site) -> Floats:
     """Return the widths to divide by that leave the least error in the outputs, activations and weights together."""
-    spread = np.maximum((stats.high - stats.low) / 2, 1e-6)
+    spread = np.maximum(stats.high - stats.low, 1e-6)
     spread /= np.median(spread)
     weights = np.concatenate([layer.weights for layer in site.layers], axis=1)
     energy = (weights**2).sum(axis=1)
@@ -87,7 +88,8 @@ def _widths(stats: ActivationStats, site: Site) -> Floats:
         steps = np.abs(weights * width[:, None]).max(axis=0) / 127
         return float((step * width) ** 2 @ energy + (moment / width**2).sum() * (steps**2).sum())
 
-    return min((spread**exponent for exponent in _EXPONENTS), key=error)
+    widths: list[Floats] = [(spread**exponent).astype(np.float32) for exponent in _EXPONENTS]
+    return min(widths, key=error)
 
 
 def _only_before(node: ir.Node) -> Dense | None:
@@ -164,9 +166,9 @@ def _bias(layer: Dense) -> Floats:
     return layer.bias if layer.bias is not None else np.zeros(layer.weights.shape[1], np.float32)
 
 
-def _set_dense(graph: ir.Graph, layer: Dense, weights: Floats | None, bias: Floats | None) -> None:
+def _set_dense(graph: ir.Graph, layer: Dense, weights: NDArray[Any] | None, bias: NDArray[Any] | None) -> None:
     if weights is not None:
-        layer.node.replace_input_with(1, add_constant(graph, f"{layer.name}_balanced", weights))
+        layer.node.replace_input_with(1, add_constant(graph, f"{layer.name}_balanced", weights.astype(np.float32)))
     if bias is None:
         return
     bias_value = add_constant(graph, f"{layer.name}_bias", bias.astype(np.float32))

@@ -13,7 +13,7 @@ from .run_model import open_model
 __all__ = ["ActivationStats", "calibrate"]
 
 _ROWS = 4096
-"""Rows that tell how channels go together; more for a layer that has more than half as many channels."""
+"""Rows that tell how channels go together; their products take more of the time than the model does."""
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ def _add(stats: dict[str, ActivationStats], name: str, rows: NDArray[np.float32]
     np.minimum(old.low, low, out=old.low)
     np.maximum(old.high, high, out=old.high)
     old.seen += len(rows)
-    if old.rows < max(_ROWS, 2 * width):
+    if old.rows < _ROWS:
         old.gram += rows.T @ rows
         old.total += rows.sum(axis=0)
         old.rows += len(rows)

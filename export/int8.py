@@ -208,9 +208,14 @@ class _Search:
             if self._budget.met(report.perplexity, report.fp32_perplexity, report.agreement):
                 share = weight_bytes(small) / self._fp32_bytes
                 if share > _LARGEST_SHARE:
+                    reason = (
+                        f"with {report.in_fp32} of {len(report.layers)} layers in fp32: {_WAYS_OUT}, or"
+                        if report.in_fp32
+                        else "since most of its weights are in no dense layer:"
+                    )
                     raise ExportError(
-                        f"int8 within its budget ({nearness}) would take {share:.0%} of the size of fp32, with "
-                        f"{report.in_fp32} of {len(report.layers)} layers in fp32: {_WAYS_OUT}, or export fp32 alone"
+                        f"int8 within its budget ({nearness}) would take {share:.0%} of the size of fp32, {reason} "
+                        "export fp32 alone, without int8"
                     )
                 return small, report
             before = dict(steps)

@@ -41,6 +41,7 @@ FP32_FACTOR = 4.0
 """How many times as far from fp64 as PyTorch's own fp32 an fp32 export may be: sums in another order round otherwise,
 the more so the more certain a model's answers are."""
 
+_SENTENCES = 300
 _TIE = 1e-4
 """Two logits this close in PyTorch are a tie, and either order is right."""
 
@@ -129,11 +130,11 @@ def make_batches(
     Args:
         tokenizer: The model's tokenizer.
         longest: Most tokens that the model takes.
-        texts: Token ids without special tokens, 500 texts or fewer for the sentences and some for the shapes.
+        texts: Token ids without special tokens, 300 texts or fewer for the sentences and some for the shapes.
     """
     room = longest - tokenizer.num_special_tokens_to_add()
-    sentences = texts[:500]
-    batches = {name: [batch] for name, batch in shape_batches(tokenizer, texts[500:] or texts, longest)}
+    sentences = texts[:_SENTENCES]
+    batches = {name: [batch] for name, batch in shape_batches(tokenizer, texts[_SENTENCES:] or texts, longest)}
     batches["sentences"] = text_batches(tokenizer, sentences, room, share=0.0)
     return batches
 
@@ -233,15 +234,20 @@ def fp32_distance(
     Returns:
         The two largest differences; None where the source cannot be run in fp64.
     """
-    ours = theirs = 0.0
+    found = []
     for batch, expected in pairs:
+        logits, normalizer = session.run(("logits", "log_normalizer"), feeds(batch, inputs))
+        found.append((np.exp(logits - normalizer), np.exp(expected), batch))
+    found.sort(key=lambda each: -float(np.abs(each[0] - each[1]).max()))
+    ours = theirs = 0.0
+    # fp64 takes its time: where the two differ most tells enough.
+    for mine, other, batch in found[:2]:
         everywhere = source.exact_logprobs(feeds(batch, inputs), inputs)
         if everywhere is None:
             return None
         exact = np.exp(everywhere.reshape(-1, everywhere.shape[-1])[batch.flat])
-        logits, normalizer = session.run(("logits", "log_normalizer"), feeds(batch, inputs))
-        ours = max(ours, float(np.abs(np.exp(logits - normalizer) - exact).max()))
-        theirs = max(theirs, float(np.abs(np.exp(expected) - exact).max()))
+        ours = max(ours, float(np.abs(mine - exact).max()))
+        theirs = max(theirs, float(np.abs(other - exact).max()))
     return ours, theirs
 
 
@@ -268,7 +274,7 @@ def check_case(
             return
         found = distance()
         ours, theirs = found or (case.score_difference, 0.0)
-        if ours > max(SCORE_TOLERANCE, FP32_FACTOR * theirs):
+        if not ours <= max(SCORE_TOLERANCE, FP32_FACTOR * theirs):
             off = f"{theirs:.1e} off the same in fp64, this one {ours:.1e}" if found else f"{ours:.1e} from this one"
             raise ExportError(
                 f"the exported {case.precision} model differs too much from what it was made of on {case.case}: the "

@@ -9,6 +9,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,12 +318,7 @@ def _parity(
         pairs = [(batch, reference(source, batch, inputs, everywhere=len(batches) == 1)) for batch in batches]
         for precision, session in sessions.items():
             case = compare(precision, name, session, inputs, iter(pairs))
-            check_case(
-                case,
-                budget,
-                rounded,
-                lambda session=session, pairs=pairs: fp32_distance(source, session, inputs, pairs),
-            )
+            check_case(case, budget, rounded, partial(fp32_distance, source, session, inputs, pairs))
             found.append(case)
         within((number + 1) / len(everything))
     return tuple(sorted(found, key=lambda case: list(paths).index(case.precision)))
@@ -336,7 +332,8 @@ def _save(model: ir.Model, bundle: Path, precision: str, details: dict[str, Any]
 
 
 def _room(source: Source) -> int:
-    return source.longest - source.tokenizer.num_special_tokens_to_add()
+    special: int = source.tokenizer.num_special_tokens_to_add()
+    return source.longest - special
 
 
 def _check_choice(name: str, found: Sequence[str], known: Sequence[str]) -> None:

@@ -53,7 +53,9 @@ def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.nda
             tensor = value.const_value
             if tensor is not None and tensor.nbytes > _SMALL:
                 held[name] = tensor
-                value.const_value = ir.ExternalTensor("elsewhere", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+                value.const_value = ir.ExternalTensor(
+                    "elsewhere", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+                )
         proto = ir.to_proto(model)
     finally:
         for name, tensor in held.items():

@@ -66,7 +66,7 @@ class Source(Protocol):
     def row_logprobs(
         self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return log-probabilities at flat rows of batch * length, [rows, vocabulary], for less work where it can be."""
+        """Return log-probabilities at flat rows of batch * length, [rows, vocabulary], for less work if possible."""
         ...
 
     def exact_logprobs(

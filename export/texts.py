@@ -19,7 +19,7 @@ from .run_model import open_model
 
 __all__ = ["Texts", "own_texts", "random_texts", "read_texts", "review_texts", "sampled_texts"]
 
-_CALIBRATION = 600
+_CALIBRATION = 400
 _HELD_OUT = 600
 _SHORTEST = 40
 _MOST_UNKNOWN = 0.1
@@ -118,7 +118,7 @@ def _texts(name: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[st
     encoded = token_ids(tokenizer, sentences)
     unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded) / max(1, sum(map(len, encoded)))
     known = [ids for ids in encoded if ids]
-    middle = len(known) // 2
+    middle = min(_CALIBRATION, len(known) // 2)
     return Texts(name, known[:middle], known[middle:], unknown, _whole_words(tokenizer, sentences))
 
 

@@ -68,7 +68,8 @@ def round_columns(weights: NDArray[np.float32], scales: NDArray[np.float32], pai
     rounded = np.clip(np.rint(weights / scales), -_LARGEST, _LARGEST).astype(np.int16)
     first, second = rounded[pairs[:, 0]], rounded[pairs[:, 1]]
     rounded[pairs[:, 1]] -= np.sign(second) * (np.abs(first + second) > _LARGEST_PAIR)
-    return rounded.astype(np.int8)
+    result: NDArray[np.int8] = rounded.astype(np.int8)
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,16 @@ from .errors import InputError
 from .results import FillResult, MaskResult, Prediction
 from .vocabulary import Restriction
 
-__all__ = ["Choice", "OnError", "answer_as_pipeline", "answer_parts", "check_top_k", "encode_texts", "fill_stream", "fill_texts"]
+__all__ = [
+    "Choice",
+    "OnError",
+    "answer_as_pipeline",
+    "answer_parts",
+    "check_top_k",
+    "encode_texts",
+    "fill_stream",
+    "fill_texts",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Fill masks and print what came out; run by tests/test_cpus.py on an emulated processor, with the run time alone.
 
-    python tests/emulated.py BUNDLE PRECISION
+python tests/emulated.py BUNDLE PRECISION
 """
 
 import json

@@ -23,6 +23,7 @@ def results(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "found.json"
 
 
+@pytest.mark.slow
 def test_every_engine_is_measured_and_agrees(results: Path, base: Path) -> None:
     """fp32 engines give the pipeline's best token on all texts; int8 on most, and the figures are all there."""
     found = json.loads(results.read_text(encoding="utf-8"))
@@ -47,6 +48,7 @@ def test_table_and_chart_stand_beside_the_figures(results: Path, base: Path) -> 
     assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [

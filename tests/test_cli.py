@@ -84,6 +84,7 @@ def test_reader_that_goes_away(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("A [MASK].\n", "")
 
 
+@pytest.mark.slow
 def test_bench(base: Path, bundles: dict[str, Path]) -> None:
     """mlm-bench measures every precision of a bundle, and the pipeline beside them on request."""
     command: list[str | Path] = ["mlm-bench", bundles["base"], "--against", base, "--singles", "3", "--json"]

@@ -6,17 +6,21 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from mlm_infer.export import export_bundle
+from mlm_infer.export.source import Checkpoint
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from mlm_infer import InputError, ModelError, OutputExistsError
+from mlm_infer import ExportError, InputError, ModelError, OutputExistsError
 from mlm_infer.manifest import read_manifest
 from mlm_infer.session import Session
 
@@ -105,6 +109,75 @@ def test_existing_output(tiny: dict[str, Path], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.fixture(scope="module")
+def certain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose logits are forty times as large: rounding in fp32 shows in its probabilities."""
+    folder = tmp_path_factory.mktemp("certain")
+    model = AutoModelForMaskedLM.from_pretrained(base)
+    norm = model.cls.predictions.transform.LayerNorm
+    with torch.no_grad():
+        norm.weight.mul_(40)
+        norm.bias.mul_(40)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_certain_answers_are_held_to_fp64(certain: Path, tmp_path: Path) -> None:
+    """fp32 may be off by what fp32 has to be: PyTorch's own distance from fp64 is the measure, a file's its own."""
+    report = export_bundle(str(certain), tmp_path / "out")
+    worst = max(case.score_difference for case in report.cases)
+    assert 1e-5 < worst < 1e-2
+    Checkpoint(str(certain)).to_onnx(tmp_path / "plain")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(certain / name, tmp_path / "plain")
+    again = export_bundle(str(tmp_path / "plain/model.onnx"), tmp_path / "again")
+    assert max(case.score_difference for case in again.cases) < 1e-2
+
+
+def test_what_is_further_off_is_refused(certain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth in a layer norm is no rounding; the message gives both distances."""
+    from mlm_infer.export import run
+    from mlm_infer.export.serving import build_serving_graph as true
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        serving = true(*args, **kwargs)
+        gain = next(
+            each for each in serving.model.graph.initializers.values() if "LayerNorm.weight" in (each.name or "")
+        )
+        assert gain.const_value is not None
+        gain.const_value = ir.tensor(gain.const_value.numpy() * np.float32(1.001), name=gain.name)
+        return serving
+
+    monkeypatch.setattr(run, "build_serving_graph", wrong)
+    with pytest.raises(ExportError, match=r"fp32 model differs too much .* off the same in fp64, this one \d\.\de"):
+        export_bundle(str(certain), tmp_path / "out")
+
+
+def test_scratch_of_the_living_is_left_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """A scratch folder whose lock is held belongs to an export that runs, wherever; one whose lock is free does not."""
+    held, free = tmp_path / ".out.export-held", tmp_path / ".out.export-free"
+    for folder in (held, free):
+        folder.mkdir()
+        (folder / "lock").touch()
+    code = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print(flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, held / "lock"], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        export_bundle(str(tiny["bert"]), tmp_path / "out")
+        assert held.exists()
+        assert not free.exists()
+        other.kill()
+
+
 def test_head_without_weights(base: Path, tmp_path: Path) -> None:
     """An encoder alone is refused: its head would be random numbers."""
     encoder = tmp_path / "encoder"
@@ -136,6 +209,7 @@ def test_terminated_export_leaves_nothing(base: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_killed_export_leaves_no_bundle(base: Path, tmp_path: Path) -> None:
     """SIGKILL leaves at most a hidden scratch folder, which the next export sweeps away."""
     _kill(base, tmp_path, signal.SIGKILL)

@@ -122,7 +122,10 @@ def test_every_method_on_a_plain_export(exports: dict[str, Path], bundles: dict[
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("base", "fp32"), ("base", "int8"), ("js", "fp16"), ("roberta", "fp32")],
+    [
+        ("roberta", "fp32"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("base", "fp32"), ("base", "int8"), ("js", "fp16")]),
+    ],
 )
 def test_plain_export_becomes_a_bundle(
     name: str, precision: str, exports: dict[str, Path], cache: Path, capfd: pytest.CaptureFixture[str]
@@ -179,6 +182,7 @@ def test_checkpoint_is_exported_on_first_use(
     assert "comparing with PyTorch ..." in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_export_once(base: Path, cache: Path) -> None:
     """The second waits for the first and takes what it made."""
     code = f"from mlm_infer import MaskFiller; MaskFiller({str(base)!r}).fill({LINE!r})"
@@ -349,6 +353,7 @@ def ask(
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 def test_bundle_and_plain_export_from_the_hub(exports: dict[str, Path], tmp_path: Path) -> None:
     """Only what is needed is downloaded, once; then it is there without the Hub."""
     home = tmp_path / "home"
@@ -392,6 +397,7 @@ def test_bundle_and_plain_export_from_the_hub(exports: dict[str, Path], tmp_path
         assert f"no copy of such a model from the Hub on this machine ({reason})" in found["error"]
 
 
+@pytest.mark.slow
 def test_checkpoint_from_the_hub(base: Path, tmp_path: Path) -> None:
     """Downloaded without what is not needed, exported, and known by its name on the Hub."""
     folder = tmp_path / "repository"

@@ -22,6 +22,7 @@ def folder(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return work
 
 
+@pytest.mark.slow
 def test_readme_runs(folder: Path) -> None:
     """Bash and python blocks in order; console blocks are installation and make, which .ci/run covers."""
     ran = []

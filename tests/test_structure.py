@@ -80,6 +80,7 @@ def test_mapped_folders_are_flat() -> None:
         assert inner == []
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_module_and_resource(tmp_path: Path) -> None:
     """What git has of the four packages is what the wheel has."""
     command: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]

@@ -35,6 +35,7 @@ def shapes(longest: int) -> list[list[int]]:
     return alike + padded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shape(name: str, checkpoints: dict[str, Path], torch_bundles: dict[str, Path]) -> None:
     """Each output is PyTorch's for batches that the trace never saw, with one to eight masks a text."""
@@ -49,7 +50,7 @@ def test_every_shape(name: str, checkpoints: dict[str, Path], torch_bundles: dic
         batch: Batch = mask_texts(tokenizer, texts, random, share=float(random.choice([0, 0.3])))
         batch = fewer_masks(batch, 8, int(tokenizer.mask_token_id))
         slots.add(batch.positions.shape[1])
-        expected = reference(model, batch, TORCHSCRIPT_INPUTS)
+        expected = reference(model, batch, TORCHSCRIPT_INPUTS, everywhere=True)
         outputs = ("logits", "log_normalizer", "top_ids", "top_logprobs", "candidate_logprobs")
         given = feeds(batch, ("input_ids", "attention_mask", "token_type_ids"), top_k=4)
         logits, normalizer, top_ids, top, chosen = script.run(outputs, given)
@@ -208,10 +209,10 @@ def test_closed(torch_bundles: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("difference", [1e-3, float("nan")])
 def test_a_trace_that_differs_is_refused(difference: float) -> None:
-    """The tolerance of fp32 holds for TorchScript."""
+    """TorchScript is held to fp64 as fp32 is: it may be some times as far off as PyTorch itself, and no more."""
     case = ParityCase("torchscript", "1 x 8", 2, difference, 0.0, 1.0, 1.0, 5.0, 5.0)
-    with pytest.raises(ExportError, match="the exported torchscript model differs from what it was made of on 1 x 8"):
-        check_case(case, Budget())
+    with pytest.raises(ExportError, match=r"torchscript model differs too much .* on 1 x 8: .* 1\.0e-06"):
+        check_case(case, Budget(), {"fp16"}, lambda: (difference, 1e-6))
 
 
 def test_model_that_cannot_be_traced(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +231,7 @@ def test_model_that_cannot_be_traced(tiny: dict[str, Path], tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_command(tiny: dict[str, Path], tmp_path: Path) -> None:
     """`--format torchscript` alone writes no ONNX; int8 with it needs both formats."""
     command: list[str | Path] = ["mlm-export", tiny["roberta"], tmp_path / "out", "--format", "torchscript"]

@@ -13,11 +13,11 @@ import torch
 from mlm_infer.training import TrainConfig, fine_tune, load_recipe, recipe_names
 from mlm_infer.training.blocks import freeze_masks, make_blocks, mask_collator
 from mlm_infer.training.data import load_documents, load_splits
-from mlm_infer.masked_rows import head_at_rows, rows_are_exact
 from mlm_infer.training.trainer import evaluate_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import DataError, InputError, ModelError, OutputExistsError
+from mlm_infer.masked_rows import head_at_rows, rows_are_exact
 
 from .test_architectures import ARCHITECTURES
 from .test_pipeline_parity import NAMES
@@ -277,6 +277,7 @@ def test_recipes(tmp_path: Path) -> None:
         load_recipe("imdb")
 
 
+@pytest.mark.slow
 def test_command_with_recipe_and_overrides(tiny: dict[str, Path], tmp_path: Path) -> None:
     """A recipe runs on a local model and local data; the report is JSON on stdout."""
     rows = [{"answers": {"text": [text, "Indeed."]}} for text in TEXTS]
@@ -301,6 +302,7 @@ def test_command_with_recipe_and_overrides(tiny: dict[str, Path], tmp_path: Path
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.slow
 def test_recipe_with_splits_runs_on_local_data(tiny: dict[str, Path], tmp_path: Path) -> None:
     """The IMDB recipe names a test split that a file does not have: documents are held out instead."""
     (tmp_path / "mine.txt").write_text("\n".join(TEXTS))
@@ -311,6 +313,7 @@ def test_recipe_with_splits_runs_on_local_data(tiny: dict[str, Path], tmp_path: 
     assert report["config"]["weight_decay"] == 0.01
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes(base: Path, tmp_path: Path) -> None:
     """Ctrl-C after an epoch: no output folder; --resume gives the evaluations of an unbroken run."""
     settings = config(base, tmp_path, epochs=3, dropout=0.0, precision="fp32")

@@ -297,6 +297,7 @@ def test_verify_and_info_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_called_verify(tiny: dict[str, Path], tmp_path: Path) -> None:
     """./verify is a folder, verify a command."""
     (tmp_path / "verify").symlink_to(tiny["bert"])
@@ -306,6 +307,7 @@ def test_a_checkpoint_called_verify(tiny: dict[str, Path], tmp_path: Path) -> No
     assert (tmp_path / "out/mlm_infer.json").is_file()
 
 
+@pytest.mark.slow
 def test_exports_are_reproducible(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Two processes, two folders, two hash seeds: the same bytes in every file."""
     for seed in ("1", "77"):

@@ -189,11 +189,7 @@ def words(count: int) -> str:
     return f"A {'good ' * count}[MASK]."
 
 
-# A processor that this machine is not: all that decides is the list of its flags.
-OLD_CPU = (
-    "python -c \"import mlm_infer.cpu as cpu; cpu.cpu_flags = lambda: {'avx2'}; "
-    "from mlm_infer.cli import main; main(['A [MASK].', '-m', 'bundle'])\""
-)
+OLD_CPU = "MLM_INFER_CPU=avx2 mlm-fill 'A [MASK].' -m bundle"
 
 PLAIN = (
     "python -c \"import sys; sys.modules['onnx_ir'] = None; "
@@ -267,7 +263,7 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("an unknown device", nothing, f"{FILL} --device tpu"),
         Fault("CUDA, with the CPU's onnxruntime", nothing, f"{FILL} --device cuda"),
         Fault(
-            "int8 for a processor with VNNI, on one without",
+            "int8 of an older version for a processor with VNNI, on one without",
             edit(lambda v: v["models"]["int8"].update(cpu="avx512_vnni")),
             OLD_CPU,
         ),
@@ -277,10 +273,15 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("no such checkpoint", lambda folder: (folder / "empty").mkdir(), "mlm-export empty out"),
         Fault("a model of another kind", other_model, "mlm-export gpt2 out"),
         Fault("an encoder without its head", headless, "mlm-export encoder out"),
-        Fault("`--cpu` without int8", nothing, f"{EXPORT} --cpu avx2"),
+        Fault(
+            "calibration text in another alphabet",
+            put("kana.txt", ("\N{HIRAGANA LETTER A}\n" * 50).encode()),
+            f"{EXPORT} --quantize --calibration-data kana.txt",
+        ),
         Fault("no calibration text", nothing, f"{EXPORT} --quantize --calibration-data nowhere.txt"),
         Fault("a pass that there is not", nothing, f"{EXPORT} --no-pass speed"),
         Fault("a budget that int8 cannot meet", nothing, f"{EXPORT} --quantize --strict --min-agreement 1"),
+        Fault("int8 that would be no smaller", nothing, f"{EXPORT} --quantize --min-agreement 0.9999"),
         Fault("a full disk", nothing, "mlm-export checkpoint full/out"),
         Fault("a read-only folder", nothing, "mlm-export checkpoint locked/out"),
         Fault("killed, then used", killed(EXPORT, ".out.export-*/bundle"), 'mlm-fill "A [MASK]." -m out'),

@@ -15,8 +15,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from .blocks import MaskedBatch
 from mlm_infer.masked_rows import head_at_rows, masked_logits, rows_are_exact
+
+from .blocks import MaskedBatch
 
 __all__ = ["MaskedLMTrainer", "QuietProgress", "evaluate_loss"]
 
