@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What all engines run on."
 )
+@click.option("--avx2", is_flag=True, help="Measure with AVX2 alone as well, on a processor that has more.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
 @click.option("--sentences", default=2000, show_default=True, help="Sentences in bulk.")
@@ -35,6 +36,7 @@ def main(
     shapes: tuple[str, ...],
     engines: tuple[str, ...],
     device: Literal["cpu", "cuda"],
+    avx2: bool,
     threads: int,
     singles: int,
     sentences: int,
@@ -44,9 +46,10 @@ def main(
 ) -> None:
     """Measure this package and its peers side by side, and write figures, a table and a chart."""
     from mlm_infer import MaskFiller
-    from mlm_infer.cpu import cpu_name
+    from mlm_infer.cpu import cpu_kind, cpu_name
 
-    from .compare import Worker, bulk_texts, compare_quality, compare_shape, machine_peak, texts_of_length
+    from .avx2 import avx2_environment
+    from .compare import Machine, Worker, bulk_texts, compare_quality, compare_shape, machine_peak, texts_of_length
     from .peers import OPENVINO, prepare
     from .report import markdown, save_chart
     from .worker import ON_DEVICE
@@ -55,6 +58,11 @@ def main(
     strange = [name for name in engines if name not in held]
     if strange:
         raise InputError(f"on {device} there is no engine {strange[0]!r}; there are {', '.join(held)}")
+    if avx2 and (device == "cuda" or not cpu_kind().startswith("avx512")):
+        raise InputError(f"--avx2 is for a processor that has more, and this is {cpu_kind()}; leave it out")
+    machines = [Machine("", cpu_kind(), {})]
+    if avx2:
+        machines.append(Machine(", AVX2", "avx2", avx2_environment(work / "avx2")))
     gpu = _cuda_name() if device == "cuda" else None
     chosen = [name for name in held if not engines or name in engines or name == "transformers pipeline"]
     peak = machine_peak(threads)
@@ -82,7 +90,7 @@ def main(
             }
             bulk = bulk_texts(mask, sentences)
             tokens = sum(filler.count_tokens(text) for text in bulk)
-        with Worker.start_all(pythons, paths, threads) as workers:
+        with Worker.start_all(pythons, paths, threads, machines) as workers:
             found = compare_shape(workers, latency, bulk, _say)
         results["shapes"][shape] = found
         if "mlm-infer int8" in found:
@@ -94,7 +102,7 @@ def main(
         paths, pythons = prepare(trained, work, chosen, device)
         with MaskFiller(paths["bundle"]) as filler:
             unseen = bulk_texts(filler.info.mask_token, 500, "validation")
-        with Worker.start_all(pythons, paths, threads) as workers:
+        with Worker.start_all(pythons, paths, threads, machines) as workers:
             results["quality"] = compare_quality(workers, unseen)
     output = output or HERE / "results" / f"{results['date']}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from mlm_infer.samples import movie_reviews
 
 __all__ = [
     "PIPELINE",
+    "Machine",
     "Worker",
     "bulk_texts",
     "compare_quality",
@@ -32,22 +33,53 @@ _WORKER = Path(__file__).with_name("worker.py")
 _REST_SECONDS = 0.02
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """An instruction set to run engines on.
+
+    Attributes:
+        suffix: What is added to the names of engines that run on it.
+        instruction_set: Its name.
+        environment: What holds engines to it.
+    """
+
+    suffix: str
+    instruction_set: str
+    environment: Mapping[str, str]
+
+
 @dataclass(slots=True)
 class Worker:
-    """An engine in its process."""
+    """An engine in its process.
+
+    Attributes:
+        name: What the results call it.
+        instruction_set: What it runs on.
+        base: Name of the pipeline that runs on the same.
+        process: The process.
+    """
 
     name: str
+    instruction_set: str
+    base: str
     process: subprocess.Popen[str]
 
     @classmethod
-    def start(cls, name: str, python: Path, paths: Mapping[str, str], threads: int) -> "Worker":
+    def start(
+        cls, engine: str, python: Path, paths: Mapping[str, str], threads: int, machine: "Machine | None" = None
+    ) -> "Worker":
         """Start an engine; it loads at its first request."""
-        command = [str(python), str(_WORKER), name, str(threads), json.dumps(dict(paths))]
-        environment = os.environ | {
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "true",
-            "OMP_NUM_THREADS": str(threads),
-        }
+        machine = machine or Machine("", "", {})
+        command = [str(python), str(_WORKER), engine, str(threads), json.dumps(dict(paths))]
+        environment = (
+            os.environ
+            | {
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "true",
+                "OMP_NUM_THREADS": str(threads),
+            }
+            | machine.environment
+        )
         process = subprocess.Popen(  # noqa: S603
             command,
             stdin=subprocess.PIPE,
@@ -56,13 +88,21 @@ class Worker:
             text=True,
             env=environment,
         )
-        return cls(name, process)
+        return cls(engine + machine.suffix, machine.instruction_set, PIPELINE + machine.suffix, process)
 
     @classmethod
     @contextmanager
-    def start_all(cls, pythons: Mapping[str, Path], paths: Mapping[str, str], threads: int) -> Iterator[list["Worker"]]:
-        """Start an engine for each interpreter, and end them all."""
-        workers = [cls.start(name, python, paths, threads) for name, python in pythons.items()]
+    def start_all(
+        cls, pythons: Mapping[str, Path], paths: Mapping[str, str], threads: int, machines: Sequence["Machine"] = ()
+    ) -> Iterator[list["Worker"]]:
+        """Start an engine for each interpreter, on each machine, and end them all."""
+        workers = [
+            cls.start(engine, python, paths, threads, machine)
+            for machine in machines or (None,)
+            for engine, python in pythons.items()
+            # OpenVINO asks the processor by itself.
+            if machine is None or not machine.environment or not engine.startswith("OpenVINO")
+        ]
         try:
             yield workers
         finally:
@@ -139,7 +179,10 @@ def compare_shape(
         answer, MB of memory at its peak and of the packages it imports, and the share of texts with the
         pipeline's best token.
     """
-    results: dict[str, dict[str, Any]] = {worker.name: {"latency_ms": {}} for worker in workers}
+    results: dict[str, dict[str, Any]] = {
+        worker.name: {"instruction_set": worker.instruction_set, "base": worker.base, "latency_ms": {}}
+        for worker in workers
+    }
     for worker in workers:
         on_step(f"loading {worker.name}")
         answer = worker.ask([bulk[0]])
@@ -163,7 +206,7 @@ def compare_shape(
                 "each": [round(value, 3) for value in found],
             }
     for name, result in results.items():
-        pairs = zip(best[name], best[PIPELINE], strict=True)
+        pairs = zip(best[name], best[result["base"]], strict=True)
         result["same_best_token"] = statistics.fmean(mine == theirs for mine, theirs in pairs)
     _bulk(workers, bulk, results, on_step)
     return results
@@ -212,9 +255,10 @@ def compare_quality(workers: Sequence[Worker], texts: Sequence[str]) -> dict[str
         For each engine the share of texts with the same best token, and of the five best that are the same.
     """
     found = {worker.name: worker.ask(texts, 32)["ids"] for worker in workers}
+    base = {worker.name: worker.base for worker in workers}
     quality = {}
     for name, ids in found.items():
-        pairs = list(zip(ids, found[PIPELINE], strict=True))
+        pairs = list(zip(ids, found[base[name]], strict=True))
         quality[name] = {
             "top1": statistics.fmean(mine[0] == theirs[0] for mine, theirs in pairs),
             "top5": statistics.fmean(len(set(mine) & set(theirs)) / 5 for mine, theirs in pairs),

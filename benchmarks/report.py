@@ -39,15 +39,24 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
 
 def _main_table(engines: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
     lengths = list(engines[PIPELINE]["latency_ms"])
-    header = ["", *(f"{length} tokens, p50 / p95" for length in lengths), "bulk", "load + first answer", "memory"]
+    sets = "instruction_set" in engines[PIPELINE]
+    header = [
+        "",
+        *(["on"] if sets else []),
+        *(f"{length} tokens, p50 / p95" for length in lengths),
+        "bulk",
+        "load + first answer",
+        "memory",
+    ]
     header += ["quality"] if quality else []
     rows = []
     for name, engine in engines.items():
-        cells = [_bold(name)]
+        base = engines[engine.get("base", PIPELINE)]
+        cells = [_bold(name), *([engine["instruction_set"]] if sets else [])]
         for length in lengths:
-            found, ratio = engine["latency_ms"][length], _speed(engine, engines[PIPELINE], length)
+            found, ratio = engine["latency_ms"][length], _speed(engine, base, length)
             cells.append(f"{found['p50']:.1f} / {found['p95']:.1f} ms ({ratio:.1f}x)")
-        ratio = _speed(engine, engines[PIPELINE], None)
+        ratio = _speed(engine, base, None)
         cells.append(f"{engine['bulk']['texts_per_second']:.0f}/s ({ratio:.1f}x)")
         cells += [f"{engine['load_and_first_seconds']:.1f} s", f"{engine['peak_memory_mb']:.0f} MB"]
         cells += [f"{quality[name]['top1']:.1%}"] if quality else []
@@ -109,13 +118,13 @@ def save_chart(results: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shape, engines = next(iter(results["shapes"].items()))
-    names = [name for name in engines if name != PIPELINE][::-1]
+    names = [name for name in engines if not name.startswith(PIPELINE)][::-1]
     lengths = list(engines[PIPELINE]["latency_ms"])
     titles = [*(f"one text of {length} tokens" for length in lengths), "many texts"]
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 1 + 0.29 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(titles), sharey=True)
     for axis, title, length in zip(axes, titles, [*lengths, None], strict=True):
-        values = [_speed(engines[name], engines[PIPELINE], length) for name in names]
+        values = [_speed(engines[name], engines[engines[name].get("base", PIPELINE)], length) for name in names]
         colors = ["#1f5fa8" if name.startswith("mlm-infer") else "#b8c0ca" for name in names]
         bars = axis.barh(names, values, color=colors)
         axis.bar_label(bars, [f"{value:.1f}x" for value in values], padding=3)

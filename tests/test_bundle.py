@@ -92,6 +92,34 @@ def test_precision_and_device(bundle: Path) -> None:
         MaskFiller(bundle, threads=0)
 
 
+@pytest.mark.parametrize("cpu", ["avx2", "avx512", "avx512_vnni", "arm64"])
+def test_8_bits_of_an_older_version(
+    cpu: str, bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they overflow, fp32 is taken, said once; alone they run with a warning. Newer files are right anywhere."""
+    monkeypatch.setenv("MLM_INFER_CPU", cpu)
+    filler = MaskFiller(bundle, device="cpu")
+    assert (filler.info.precision, filler.info.cpu, caplog.messages) == ("int8", cpu, [])
+    edit(bundle, lambda values: values["models"]["int8"].update(cpu="avx512_vnni"))  # type: ignore[index]
+    overflows = cpu.startswith("avx") and cpu != "avx512_vnni"
+    assert MaskFiller(bundle, device="cpu").info.precision == ("fp32" if overflows else "int8")
+    assert [f"overflows on this processor ({cpu}); taking fp32" in each for each in caplog.messages] == [
+        True
+    ] * overflows
+    caplog.clear()
+    assert MaskFiller(bundle, device="cpu", precision="int8").info.precision == "int8"
+    assert ["its answers are wrong here" in each for each in caplog.messages] == [True] * overflows
+
+
+def test_a_processor_that_there_is_not(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable's value and what it may be."""
+    monkeypatch.setenv("MLM_INFER_CPU", "sparc")
+    with pytest.raises(
+        InputError, match="MLM_INFER_CPU is 'sparc'; it must be one of avx2, avx512, avx512_vnni, arm64"
+    ):
+        MaskFiller(bundle, device="cpu")
+
+
 def test_a_newer_runtime_made_it(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is opened, with a warning that names both versions."""
     edit(bundle, lambda values: values["created_with"].update(onnxruntime="99.1.0"))  # type: ignore[attr-defined]

@@ -217,3 +217,16 @@ def test_samples() -> None:
     train, validation = movie_reviews(), movie_reviews("validation")
     assert (len(train), len(validation)) == (9543, 1060)
     assert not set(train) & set(validation)
+
+
+def test_words_only_where_the_mask_begins_the_text(bundles: dict[str, Path]) -> None:
+    """A byte-level vocabulary writes the first word without its marker: what is no word inside a text may begin one."""
+    filler = MaskFiller(bundles["roberta"], precision="fp32")
+    (prediction,) = filler.fill("<mask> is good.", words_only=True, allow=["ing"]).masks[0].predictions
+    assert prediction.text == "ing"
+    assert filler.infill("<mask> is good.", words_only=True, allow=["ing"])[0].fillings == ("ing",)
+    with pytest.raises(InputError, match="no token of the vocabulary is left"):
+        filler.fill("It is <mask>.", words_only=True, allow=["ing"])
+    texts = ["<mask> a", "A <mask>", "<mask> b"]
+    found = list(filler.fill_stream(texts, words_only=True, allow=["ing"], on_error="return"))
+    assert [isinstance(each, InputError) for each in found] == [False, True, False]

@@ -1,11 +1,14 @@
-"""Time the int8 product of a feed-forward layer with its weights in the cache and read from memory.
+"""Time the product of a feed-forward layer in int8 and fp32, with its weights in the cache and read from memory.
 
 What one text asks of a model is one product after the other, each with weights that the cache no longer holds:
 the speed of the second column bounds what a single text can reach, however little is done around the products.
 """
 
+import os
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import click
 import numpy as np
@@ -18,10 +21,12 @@ _INNER, _OUTER, _PRODUCTS = 768, 3072, 24
 _ROWS = (1, 8, 25, 64, 128, 512)
 
 
-def session(matrices: int, threads: int) -> onnxruntime.InferenceSession:
+def session(matrices: int, threads: int, *, int8: bool = True) -> onnxruntime.InferenceSession:
     """Return a session of 24 products of one input with as many different weights as asked for, in turns."""
     random = np.random.default_rng(0)
-    weights = [random.integers(-127, 127, (_INNER, _OUTER)).astype(np.int8) for _ in range(matrices)]
+    kind = TensorProto.UINT8 if int8 else TensorProto.FLOAT
+    held = np.int8 if int8 else np.float32
+    weights = [random.integers(-64, 65, (_INNER, _OUTER)).astype(held) for _ in range(matrices)]
     constants = [numpy_helper.from_array(each, f"w{number}") for number, each in enumerate(weights)]
     constants.append(numpy_helper.from_array(np.float32(0.01), "scale"))
     constants.append(numpy_helper.from_array(random.random(_OUTER).astype(np.float32), "scales"))
@@ -33,12 +38,14 @@ def session(matrices: int, threads: int) -> onnxruntime.InferenceSession:
             [f"y{number}"],
             domain="com.microsoft",
         )
+        if int8
+        else helper.make_node("MatMul", ["x", f"w{number % matrices}"], [f"y{number}"])
         for number in range(_PRODUCTS)
     ]
     graph = helper.make_graph(
         nodes,
         "products",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, [None, _INNER])],
+        [helper.make_tensor_value_info("x", kind, [None, _INNER])],
         [helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None) for number in range(_PRODUCTS)],
         constants,
     )
@@ -53,21 +60,33 @@ def session(matrices: int, threads: int) -> onnxruntime.InferenceSession:
 
 @click.command()
 @click.option("--threads", default=2, show_default=True)
-def main(threads: int) -> None:
+@click.option("--avx2", is_flag=True, help="Use no more than AVX2.")
+def main(threads: int, avx2: bool) -> None:
     """Print 1e9 multiply-adds a second by the number of tokens."""
-    cases = (session(1, threads), session(_PRODUCTS, threads))
+    if avx2 and "MLM_INFER_CPU" not in os.environ:
+        from mlm_infer.benchmarks.avx2 import avx2_environment
+
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | avx2_environment(Path(".work/avx2")))  # noqa: S606
+    cases = (
+        session(1, threads),
+        session(_PRODUCTS, threads),
+        session(1, threads, int8=False),
+        session(_PRODUCTS, threads, int8=False),
+    )
     table = []
     for rows in _ROWS:
-        feed = {"x": np.random.default_rng(1).integers(0, 255, (rows, _INNER)).astype(np.uint8)}
-        times: list[list[float]] = [[], []]
+        values = np.random.default_rng(1).integers(0, 255, (rows, _INNER))
+        feeds = [{"x": values.astype(kind)} for kind in (np.uint8, np.uint8, np.float32, np.float32)]
+        times: list[list[float]] = [[] for _ in cases]
         for _ in range(16):
-            for each, found in zip(cases, times, strict=True):
+            for each, feed, found in zip(cases, feeds, times, strict=True):
                 started = time.perf_counter()
                 each.run(None, feed)
                 found.append(time.perf_counter() - started)
         work = _PRODUCTS * rows * _INNER * _OUTER / 1e9
         table.append([str(rows), *(f"{work / statistics.median(found[1:]):.0f}" for found in times)])
-    click.echo(format_table(["tokens", "weights in the cache", "weights from memory"], table))
+    header = ["tokens", "int8, weights in the cache", "from memory", "fp32, weights in the cache", "from memory"]
+    click.echo(format_table(header, table))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ TRAIN = (
     "--validation-data movie-reviews --validation-split validation --epochs 5 --learning-rate 2e-3 "
     "--warmup-ratio 0.05 --lr-scheduler cosine --dropout 0 --batch-size 32 --seed 7"
 )
-# avx2: 7-bit weights, which are right on every processor.
-EXPORT = "--precision int8 --cpu avx2 --min-agreement 0.94 --force"
+EXPORT = "--precision int8 --min-agreement 0.94 --force"
 # ruff: noqa: E501
 CARD = """# english-small
 
