@@ -19,10 +19,10 @@ $(STAMP): setup.cfg constraints.txt
 
 setup: $(STAMP)  ## Create .venv with everything in it
 
-demo: $(STAMP)  ## Fine-tune, export and fill masks on real text (under 6 minutes on 2 cores)
+demo: $(STAMP)  ## Fine-tune, export and fill masks on real text (under 4 minutes on 2 cores)
 	python examples/demo.py
 
-demo-short: $(STAMP)  ## The same with less training (under 90 seconds)
+demo-short: $(STAMP)  ## The same with less training (under 2 minutes)
 	python examples/demo.py --short
 
 test: $(STAMP)  ## Run the tests, but for the slow ones (under 8 minutes on 2 cores)

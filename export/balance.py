@@ -125,9 +125,10 @@ def _scale_table(graph: ir.Graph, table: ir.Value, width: Floats) -> None:
         if use.node.op_type == "Gather":
             rows = use.node.outputs[0]
             users = list(rows.uses())
-            restored = add_node(graph, "Mul", [rows, back], before=users[0].node)
+            restored = ir.node("Mul", [rows, back])
+            graph.insert_after(use.node, restored)
             for user in users:
-                user.node.replace_input_with(user.idx, restored)
+                user.node.replace_input_with(user.idx, restored.outputs[0])
 
 
 def _is_last_axis(node: ir.Node) -> bool:

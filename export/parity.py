@@ -41,7 +41,7 @@ FP32_FACTOR = 4.0
 """How many times as far from fp64 as PyTorch's own fp32 an fp32 export may be: sums in another order round otherwise,
 the more so the more certain a model's answers are."""
 
-_SENTENCES = 300
+_SENTENCES = 500
 _TIE = 1e-4
 """Two logits this close in PyTorch are a tie, and either order is right."""
 
@@ -130,7 +130,7 @@ def make_batches(
     Args:
         tokenizer: The model's tokenizer.
         longest: Most tokens that the model takes.
-        texts: Token ids without special tokens, 300 texts or fewer for the sentences and some for the shapes.
+        texts: Token ids without special tokens, 500 texts or fewer for the sentences and some for the shapes.
     """
     room = longest - tokenizer.num_special_tokens_to_add()
     sentences = texts[:_SENTENCES]

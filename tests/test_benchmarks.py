@@ -41,6 +41,7 @@ def test_every_engine_is_measured_and_agrees(results: Path, base: Path) -> None:
     assert found["derived"][str(base)]["int8_peak_share"] > 0
 
 
+@pytest.mark.slow
 def test_table_and_chart_stand_beside_the_figures(results: Path, base: Path) -> None:
     """The table has a row for each engine and the chart is a picture."""
     table = results.with_suffix(".md").read_text(encoding="utf-8")

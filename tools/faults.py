@@ -328,7 +328,7 @@ def meet(fault: Fault, checkpoint: Path) -> str:
 def _plain(line: str, folder: Path) -> str:
     """Leave out what differs from run to run: scratch names, and digits that the processor rounds."""
     line = line.replace(f"{folder}/", "").replace(str(folder), ".")
-    line = re.sub(r"\.export-\d+-\w+", ".export-N", line)
+    line = re.sub(r"\.export-\w+", ".export-N", line)
     line = re.sub(r"-[0-9a-f]{16}\b", "-HASH", line)
     line = re.sub(r"(perplexity |best token )[+-]?\d+\.\d+%", r"\1N%", line)
     return re.sub(r"-\d+\.\d{4}", "-N", line)
