@@ -38,8 +38,8 @@ _WAYS_OUT = (
 )
 
 _FP32_TIME = 2.5
-"""Time of a multiply-add in fp32, in those of int8: between a processor with VNNI, where it is 4 to 5, and one
-without, where it is 1.6 (tools/product_times.py). The choice that suits one is within 3 % of the other's."""
+"""Time of a multiply-add in fp32, in those of int8: between that of a processor with VNNI and that of one without
+(tools/product_times.py). A choice for either alone is hardly faster there."""
 
 _BYTE_TIME = 8
 """Time to read a byte of weights from memory, in the same, half of what one short text alone waits for."""

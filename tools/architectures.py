@@ -17,7 +17,7 @@ from mlm_infer.export import Budget, export_bundle
 from mlm_infer.training import TrainConfig, fine_tune
 from tiny_models import BUILDERS, WIDE
 
-from mlm_infer.errors import MlmInferError
+from mlm_infer.errors import ExportError, MlmInferError
 from mlm_infer.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,19 +64,26 @@ def measure(architecture: str, work: Path, *, timed: bool) -> dict[str, Any]:
         found["trains"] = "yes" if losses[-1] < losses[0] else "loss does not fall"
     except MlmInferError as error:
         found["trains"] = f"no: {error}"
+    precisions = ["fp32", "int8"]
     try:
-        cases = export_bundle(str(tiny), work / "bundle", precisions=["fp32", "int8"]).cases
+        try:
+            cases = export_bundle(str(tiny), work / "bundle", precisions=precisions).cases
+        except ExportError as error:
+            found["int8"] = str(error)
+            precisions.remove("int8")
+            cases = export_bundle(str(tiny), work / "bundle", precisions=precisions).cases
     except MlmInferError as error:
         return found | {"error": str(error)}
     manifest = read_manifest(work / "bundle")
     found["score_difference"] = max(case.score_difference for case in cases if case.precision == "fp32")
-    found["agreement"] = manifest.models["int8"].details["agreement"]
+    if "int8" in precisions:
+        found["agreement"] = manifest.models["int8"].details["agreement"]
     found["mixes_padding"] = manifest.mixes_padding
     found |= manifest.models["fp32"].details
     if timed:
         void = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
         wide = BUILDERS[architecture](work / "wide", sizes=WIDE)
-        export_bundle(str(wide), work / "wide-bundle", precisions=["fp32", "int8"], budget=void)
+        export_bundle(str(wide), work / "wide-bundle", precisions=precisions, budget=void)
         command = ["mlm-bench", str(work / "wide-bundle"), "--against", str(wide), "--json"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
         found["bench"] = json.loads(done.stdout)
@@ -100,12 +107,12 @@ def row(architecture: str, found: dict[str, Any]) -> list[str]:
     if "bench" in found:
         figures = found["bench"]["figures"]
         times = {name: each["many texts, texts/s"] for name, each in figures.items()}
-        speed = " / ".join(f"{times[each] / times['pipeline']:.1f}" for each in ("fp32", "int8"))
+        speed = " / ".join(f"{times[each] / times['pipeline']:.1f}" for each in ("fp32", "int8") if each in times)
     return [
         architecture,
         found["trains"],
         f"{found['score_difference']:.0e}",
-        f"{found['agreement']:.1%}",
+        f"{found['agreement']:.1%}" if "agreement" in found else f"none: {found['int8']}",
         f"{found['fusions'].get('MultiHeadAttention', 0)} of 2",
         f"{found['nodes_at_masks']} / {found['nodes_at_rows']}",
         "equal lengths" if found["mixes_padding"] else "yes",

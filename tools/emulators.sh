@@ -8,7 +8,12 @@ set -euo pipefail
 folder=${1:?"name a folder"}
 [ -e "$folder/ready" ] && exit 0
 
-if ! command -v qemu-aarch64-static qemu-x86_64-static > /dev/null; then
+if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+    echo "error: the emulators come from Debian packages; once, as root, run: bash tools/emulators.sh $folder" >&2
+    exit 1
+fi
+if ! command -v qemu-aarch64-static > /dev/null; then
+    apt-get update -q
     apt-get install -y -q qemu-user-static || { echo "error: install QEMU with: apt-get install qemu-user-static" >&2; exit 1; }
 fi
 dpkg --print-foreign-architectures | grep -qx arm64 || dpkg --add-architecture arm64
