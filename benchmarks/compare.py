@@ -78,7 +78,7 @@ class Worker:
                 "TOKENIZERS_PARALLELISM": "true",
                 "OMP_NUM_THREADS": str(threads),
             }
-            | machine.environment
+            | dict(machine.environment)
         )
         process = subprocess.Popen(  # noqa: S603
             command,
