@@ -120,16 +120,16 @@ def encode_texts(
     found = engine.encoder.try_encode(texts, choice.long_text, first=first)
     if choice.restriction.is_none:
         return found
-    checked: list[list[EncodedText] | InputError] = []
-    for each in found:
-        try:
-            if not isinstance(each, InputError):
-                for begins_text in {span[0] == 0 for part in each for span in part.spans}:
-                    engine.encoder.vocabulary.permitted(choice.restriction, begins_text)
-            checked.append(each)
-        except InputError as error:
-            checked.append(error)
-    return checked
+    try:
+        # What may stand inside a text may begin one as well.
+        engine.encoder.vocabulary.permitted(choice.restriction, False)
+    except InputError as error:
+        return [error if not isinstance(each, InputError) and _has_mask_inside(each) else each for each in found]
+    return found
+
+
+def _has_mask_inside(parts: Sequence[EncodedText]) -> bool:
+    return any(span[0] > 0 for part in parts for span in part.spans)
 
 
 def fill_stream(

@@ -151,7 +151,7 @@ def test_what_is_further_off_is_refused(certain: Path, tmp_path: Path, monkeypat
         return serving
 
     monkeypatch.setattr(run, "build_serving_graph", wrong)
-    with pytest.raises(ExportError, match=r"fp32 model differs too much .* off the same in fp64, this one \d\.\de"):
+    with pytest.raises(ExportError, match=r"fp32 model differs too much .* off the same in fp64, this one's \d\.\de"):
         export_bundle(str(certain), tmp_path / "out")
 
 

@@ -212,7 +212,15 @@ def test_a_trace_that_differs_is_refused(difference: float) -> None:
     """TorchScript is held to fp64 as fp32 is: it may be some times as far off as PyTorch itself, and no more."""
     case = ParityCase("torchscript", "1 x 8", 2, difference, 0.0, 1.0, 1.0, 5.0, 5.0)
     with pytest.raises(ExportError, match=r"torchscript model differs too much .* on 1 x 8: .* 1\.0e-06"):
-        check_case(case, Budget(), {"fp16"}, lambda: (difference, 1e-6))
+        check_case(case, Budget(), {"fp16"}, lambda: ((difference, 0.0), (1e-6, 0.0)))
+
+
+def test_a_trace_whose_unlikely_tokens_differ_is_refused() -> None:
+    """A log-probability may be far off where a probability is not, and is held to fp64 as well."""
+    case = ParityCase("torchscript", "1 x 8", 2, 1e-6, 0.05, 1.0, 1.0, 5.0, 5.0)
+    with pytest.raises(ExportError, match=r"log-probabilities of that are 1\.0e-05 off .* this one's 5\.0e-02"):
+        check_case(case, Budget(), {"fp16"}, lambda: ((1e-6, 0.05), (1e-7, 1e-5)))
+    check_case(case, Budget(), {"fp16"}, lambda: ((1e-6, 0.05), (1e-7, 0.02)))
 
 
 def test_model_that_cannot_be_traced(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
