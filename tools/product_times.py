@@ -52,6 +52,7 @@ def session(matrices: int, threads: int, *, int8: bool = True) -> onnxruntime.In
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
