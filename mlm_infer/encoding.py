@@ -12,10 +12,21 @@ from .bundle import Manifest
 from .errors import BundleError, InputError
 from .vocabulary import NO_TEXT, Vocabulary, is_text
 
-__all__ = ["MASK_SPELLINGS", "EncodedText", "LongText", "TextEncoder", "WholeText", "check_long_text"]
+__all__ = [
+    "MASK_SPELLINGS",
+    "MOST_CHARACTERS",
+    "EncodedText",
+    "LongText",
+    "TextEncoder",
+    "WholeText",
+    "check_long_text",
+]
 
 MASK_SPELLINGS = ("[MASK]", "<mask>")
 """Ways to write a mask that every model takes, whatever its own mask token is."""
+
+MOST_CHARACTERS = 1_000_000
+"""A longer text is refused before it is tokenized, which would take more than a second and 170 MB."""
 
 LongText = Literal["error", "window"]
 """What to do with a text of more tokens than the model takes."""
@@ -144,8 +155,13 @@ class TextEncoder:
     def _check(self, text: object, name: str) -> InputError | None:
         if not isinstance(text, str):
             return InputError(f"{name} is a {type(text).__name__}, {text!r:.60}; give strings")
-        if not text.strip():
+        if not text or text.isspace():
             return InputError(f"{name} is empty; write a sentence with {self._manifest.mask_token} in it")
+        if len(text) > MOST_CHARACTERS:
+            return InputError(
+                f"{name} has {len(text):,} characters, and a text may have at most {MOST_CHARACTERS:,}; cut it into "
+                f"several: {text[:40]!r}"
+            )
         if not is_text(text):
             return InputError(f"{name} {NO_TEXT}: {text!r:.60}")
         return None

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlm_infer import InputError, MaskFiller
+from mlm_infer.encoding import MOST_CHARACTERS
 from mlm_infer.samples import movie_reviews
 
 from .test_pipeline_parity import NAMES, masked_sentences
@@ -230,3 +232,13 @@ def test_words_only_where_the_mask_begins_the_text(bundles: dict[str, Path]) -> 
     texts = ["<mask> a", "A <mask>", "<mask> b"]
     found = list(filler.fill_stream(texts, words_only=True, allow=["ing"], on_error="return"))
     assert [isinstance(each, InputError) for each in found] == [False, True, False]
+
+
+def test_a_text_beyond_the_limit_is_refused(filler: MaskFiller) -> None:
+    """Whichever method, window or not: the number of characters and the limit are named."""
+    text = "a " * (MOST_CHARACTERS // 2) + "[MASK]"
+    for ask in (filler.fill, filler.infill, partial(filler.fill, long_text="window"), filler.count_tokens, filler):
+        with pytest.raises(InputError, match=r"1,000,006 characters, .* at most 1,000,000; cut it"):
+            ask(text)
+    with pytest.raises(InputError, match="1,000,006 characters"):
+        filler.score([text.replace("[MASK]", "abcdef")])
