@@ -36,6 +36,7 @@ fp32 comes first: nobody has compared the answers of the others."""
 
 _SETTINGS = ("config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 _WEIGHTS_ENDINGS = ("_data", ".data")
+_MOST_IDS = 2**31
 
 _AFTER_PADDING = frozenset(
     ["camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"]
@@ -155,8 +156,8 @@ def _number(folder: Path, config: Mapping[str, Any], name: str, default: int) ->
     value = config.get(name)
     if value is None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BundleError(f"{folder / 'config.json'}: {name} is {value!r:.40}, not a number from 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_IDS:
+        raise BundleError(f"{folder / 'config.json'}: {name} is {value!r:.40}, not a number from 0 to {_MOST_IDS - 1}")
     return value
 
 
@@ -191,6 +192,7 @@ class EveryPosition:
 
     def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
         self._session = Session(path, kind=kind, number=number, threads=threads, serving=False)
+        self._path = path
         self.provider = self._session.provider
         inputs = self._session.inputs
         strange = set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}
@@ -227,6 +229,17 @@ class EveryPosition:
         ids = feeds["input_ids"]
         texts = {"token_type_ids": np.zeros_like(ids), **feeds}
         (everywhere,) = self._session.run(["logits"], {name: texts[name] for name in self._session.inputs})
+        width = everywhere.shape[-1] if everywhere.ndim == 3 else 0
+        if everywhere.shape[:2] != ids.shape or not width or not np.issubdtype(everywhere.dtype, np.floating):
+            raise BundleError(
+                f"{self._path} gives logits as {everywhere.dtype} {list(everywhere.shape)}, not as floats "
+                f"{[*ids.shape, 'vocabulary']}; export it again"
+            )
+        if feeds["candidates"].max(initial=0) >= width:
+            raise BundleError(
+                f"{self._path} gives logits for {width} tokens, and its tokenizer has token "
+                f"{feeds['candidates'].max()}; take the tokenizer that belongs to it"
+            )
         rows = feeds["mask_positions"].reshape(-1)[feeds["mask_rows"]]
         logits = everywhere.reshape(-1, everywhere.shape[-1])[rows].astype(np.float32)
         largest = logits.max(axis=1, keepdims=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .bundle import TORCHSCRIPT
 from .cpu import multiplies_bytes
 from .errors import BundleError
 from .filler import open_named
@@ -134,11 +135,12 @@ def describe_bundle(folder: Path) -> BundleDescription:
     )
 
 
-def verify_bundle(folder: Path) -> Iterator[str]:
+def verify_bundle(folder: Path, *, torchscript: bool = False) -> Iterator[str]:
     """Check size and sha256 of every file, then open each model and replay its known answers.
 
     Args:
         folder: The bundle.
+        torchscript: Open a TorchScript model as well, which runs the code in it.
 
     Yields:
         A line for each thing that was found right.
@@ -151,6 +153,9 @@ def verify_bundle(folder: Path) -> Iterator[str]:
         manifest.check_file(folder, name)
         yield f"{name}: {stored.bytes:,} bytes, sha256 as in the manifest"
     for precision, model in manifest.models.items():
+        if precision == TORCHSCRIPT and not torchscript:
+            yield f"{precision}: not opened, since it is code; if you trust who made it, take --torchscript"
+            continue
         foreign = model.overflows and not multiplies_bytes()
         open_named(folder, precision, self_test=not foreign).close()
         yield f"{precision}: " + (
