@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from .best import best_of
 from .bundle import TOKENIZER, Manifest, ModelFile, confine
 from .errors import BundleError, ModelError
 from .session import Session
+from .tokenizing import SafeTokenizer
 
 __all__ = [
     "EveryPosition",
@@ -96,10 +96,7 @@ def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
             f"{folder} holds no {TOKENIZER}, without which texts cannot be read; "
             f"AutoTokenizer.from_pretrained(...).save_pretrained({str(folder)!r}) writes it"
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(f"{folder / TOKENIZER} cannot be read as a tokenizer: {error}") from error
+    tokenizer = SafeTokenizer(folder / TOKENIZER)
     mask = _token(settings.get("mask_token")) or _token(special.get("mask_token"))
     mask_id = tokenizer.token_to_id(mask) if mask else None
     if mask is None or mask_id is None:

@@ -1,9 +1,12 @@
 """What a stranger's model can do: nothing but give answers or an error of this package."""
 
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from mlm_infer import BundleError, InputError, MaskFiller
 from mlm_infer.inspection import verify_bundle
 
-from .hostile import SHIPPED, edit, torchscript_only, with_graph
+from .hostile import SHIPPED, edit, torchscript_only, with_graph, with_tokenizer
 
 
 def test_torchscript_runs_on_request_only(tmp_path: Path) -> None:
@@ -21,12 +24,13 @@ def test_torchscript_runs_on_request_only(tmp_path: Path) -> None:
     bundle = torchscript_only(tmp_path / "bundle", written)
     with pytest.raises(InputError, match=r"such a file is code.*backend='torchscript' \(--backend torchscript\)"):
         MaskFiller(bundle)
-    for command in (
+    commands: list[list[str | Path]] = [
         ["mlm-fill", "A [MASK].", "-m", bundle],
         ["mlm-export", "info", bundle],
         ["mlm-export", "verify", bundle],
         ["mlm-bench", bundle],
-    ):
+    ]
+    for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == (0 if command[0] == "mlm-export" else 2), done.stderr
         assert done.stderr.count("\n") == done.returncode // 2
@@ -103,10 +107,85 @@ def test_a_graph_is_held_to_its_contract_later(call: str, fault: str, tmp_path: 
 def test_a_vocabulary_that_is_none(tmp_path: Path) -> None:
     """Two thousand million tokens, or one more than the model has, are refused before room is made for them."""
     shutil.copytree(SHIPPED, tmp_path / "bundle")
-    for size, message in (
-        (2**31 - 1, "vocab_size is 2147483647, not from 1 to 16777215"),
-        (30523, "vocab_size is 30523"),
-    ):
-        edit(tmp_path / "bundle", lambda values, size=size: values.update(vocab_size=size))
-        with pytest.raises(BundleError, match=message):
+    for size, message in ((2**31 - 1, "2147483647, not from 1 to 16777215"), (30523, "30523")):
+        edit(tmp_path / "bundle", lambda values, size=size: values.update(vocab_size=size))  # type: ignore[misc]
+        with pytest.raises(BundleError, match=f"vocab_size is {message}"):
             MaskFiller(tmp_path / "bundle").fill(LONGER, words_only=True)
+
+
+def replace(pattern: str, content: str, kind: str = "String") -> dict[str, Any]:
+    """A rule that puts a text in the place of another."""
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+def normalizers(*rules: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer with these."""
+    return {"normalizer": {"type": "Sequence", "normalizers": rules}}
+
+
+TWO = [{"Sequence": {"id": "A", "type_id": 0}}] * 2
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+DOUBLE = {"type": "TemplateProcessing", "single": TWO, "pair": TWO, "special_tokens": {}}
+BROKEN: dict[str, dict[str, Any]] = {
+    "a table that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a table of four gigabytes": {
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAAAAAAAA"}
+    },
+    "a table that leads nowhere": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8AAAAA"}},
+    "a regular expression that takes for ever": {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(a+)+$"},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    },
+    "a decoder that cuts more than there is": {"decoder": {"type": "Strip", "content": "#", "start": 9, "stop": 2**63}},
+    "letters doubled forty times": normalizers(*[replace("a", "aa")] * 40),
+    "letters that become letters doubled": normalizers(*[replace("a", "bb"), replace("b", "aa")] * 20),
+    "spaces between letters, forty times": normalizers(*[replace("", " ", "Regex")] * 40),
+    "a prefix doubled forty times": normalizers({"type": "Prepend", "prepend": "z"}, *[replace("z", "zz")] * 40),
+    "a prefix of ten megabytes": normalizers({"type": "Prepend", "prepend": "z" * 10_000_000}),
+    "bytes of bytes": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 40}},
+    "a text twice, forty times": {"post_processor": {"type": "Sequence", "processors": [DOUBLE] * 40}},
+    "words doubled forty times": {"decoder": {"type": "Sequence", "decoders": [replace("e", "ee")] * 40}},
+    "no suffix, forty times": {
+        "decoder": {"type": "Sequence", "decoders": [{"type": "BPEDecoder", "suffix": ""}] * 40}
+    },
+    "no tokenizer": {"model": {}},
+    "rules that are none": {"normalizer": ["Replace"]},
+    "rules without end": {"normalizer": {"type": "Sequence"}},
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_tokenizer_ends_in_answers_or_our_error(name: str, tmp_path: Path) -> None:
+    """Panics of the library, and rules that would fill the memory, in a process that may not have much."""
+    bundle = with_tokenizer(tmp_path / "bundle", lambda values: values.update(BROKEN[name]))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "from mlm_infer import BundleError, MaskFiller\n"
+        "try:\n"
+        f"    filler = MaskFiller({str(bundle)!r}, threads=1)\n"
+        f"    for text in ({LONGER!r}, 'a' * 40 + '! [MASK] caf\xe9'):\n"
+        "        filler.fill_batch([text, text], top_k=50)\n"
+        "    filler.fill(text, words_only=True)\n"
+        "except BundleError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("\n") == 1
+    assert "bundle/tokenizer.json" in done.stdout
+
+
+def test_long_texts_and_many_rules_are_no_fault(tmp_path: Path) -> None:
+    """Only what a text really becomes counts: rules that could make it grow, and do not, change nothing."""
+    rules = [replace("\xdf", "ss"), *[replace(f"\xe4{letter}", "a" * 9) for letter in "abcdefgh"]]
+    own = json.loads((SHIPPED / "tokenizer.json").read_text(encoding="utf-8"))["normalizer"]
+    kinds = [{"type": kind} for kind in ("NFKC", "NFKD", "Lowercase", "NFC")]
+    bundle = with_tokenizer(tmp_path / "bundle", lambda values: values.update(normalizers(*kinds, *rules, own)))
+    text = "so " * 100_000 + LONGER
+    filler, expected = MaskFiller(bundle), MaskFiller(SHIPPED)
+    assert filler.fill(text, long_text="window") == expected.fill(text, long_text="window")
+    assert filler.count_tokens("Gro\xdf") == expected.count_tokens("Gross")
