@@ -19,7 +19,7 @@ def info(bundle: Path, as_json: bool) -> None:
     from mlm_infer.inspection import describe_bundle
 
     description = describe_bundle(bundle)
-    click.echo(json.dumps(description.to_dict(), ensure_ascii=False) if as_json else description.text())
+    click.echo(json.dumps(description.to_dict()) if as_json else description.text())
 
 
 @click.command()

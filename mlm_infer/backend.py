@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from .bundle import TORCHSCRIPT, Manifest, ModelFile
+from .bundle import TORCHSCRIPT, Manifest, ModelFile, unchanged
 from .cpu import cpu_kind, multiplies_bytes
 from .errors import DeviceError, InputError
 from .foreign import EveryPosition, ForeignManifest
@@ -132,12 +132,13 @@ def _open(
     manifest: Manifest, folder: Path, opener: BackendType, chosen: str, kind: str, number: int, threads: int | None
 ) -> Backend:
     files = manifest.models[chosen]
-    if files.weights is not None:
-        manifest.check_file(folder, files.weights)
-    path = manifest.check_file(folder, files.file)
-    if chosen != TORCHSCRIPT:
-        check_graph(path, files.weights)
-    model = opener(path, kind=kind, number=number, threads=threads)
+    with unchanged(folder, files.names):
+        for name in files.names:
+            manifest.check_file(folder, name)
+        path = folder / files.file
+        if chosen != TORCHSCRIPT:
+            check_graph(path, files.weights)
+        model = opener(path, kind=kind, number=number, threads=threads)
     if files.overflows and not multiplies_bytes():
         logger.warning(
             "int8 of %s was made for %s and overflows on this processor (%s), so its answers are wrong here: export "

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args, overload
 import numpy as np
 
 from .backend import open_backend
-from .bundle import TOKENIZER, TORCHSCRIPT
+from .bundle import TOKENIZER, TORCHSCRIPT, unchanged
 from .cpu import cpu_kind
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
@@ -123,7 +123,8 @@ class MaskFiller:
             folder, manifest = locate(
                 model, precision=precision, backend=backend, revision=revision, local_files_only=local_files_only
             )
-        encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
+        with unchanged(folder, [TOKENIZER]):
+            encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
         open_here = partial(
             open_backend, manifest, backend=backend, device=device, precision=precision, threads=threads

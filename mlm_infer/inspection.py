@@ -67,14 +67,14 @@ class BundleDescription:
         return asdict(self)
 
     def text(self) -> str:
-        """Return the description for a person."""
-        revision = f", revision {self.revision}" if self.revision else ""
+        """Return the description for a person, without what would speak to a terminal."""
+        revision = f", revision {_printable(self.revision)}" if self.revision else ""
         rows = [
             [
                 precision,
                 f"{model.bytes / 1e6:.1f}",
-                model.cpu or "any",
-                ", ".join(f"{count} {scheme}" for scheme, count in model.layers.items()) or "not quantized",
+                _printable(model.cpu or "any"),
+                ", ".join(f"{count} {_printable(scheme)}" for scheme, count in model.layers.items()) or "not quantized",
                 "-" if model.top1 is None else f"{model.top1:.1%}",
                 "-" if model.perplexity_change is None else f"{model.perplexity_change:+.2%}",
                 str(model.known_answers),
@@ -90,9 +90,14 @@ class BundleDescription:
                 format_table(header, rows),
                 "",
                 f"schema {self.schema}; made with "
-                + ", ".join(f"{name} {version}" for name, version in self.created_with.items()),
+                + ", ".join(f"{_printable(name)} {version}" for name, version in self.created_with.items()),
             ]
         )
+
+
+def _printable(text: str) -> str:
+    """Write out what a terminal would obey: a manifest is anybody's. Its other fields are printable when read."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def describe_bundle(folder: Path) -> BundleDescription:

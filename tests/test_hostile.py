@@ -1,7 +1,9 @@
 """What a stranger's model can do: nothing but give answers or an error of this package."""
 
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mlm_infer import BundleError, InputError, MaskFiller
+from mlm_infer.bundle import Manifest
+from mlm_infer.export_cache import CACHE_VARIABLE
 from mlm_infer.inspection import verify_bundle
 
 from .hostile import SHIPPED, edit, torchscript_only, with_graph, with_tokenizer
@@ -189,3 +193,117 @@ def test_long_texts_and_many_rules_are_no_fault(tmp_path: Path) -> None:
     filler, expected = MaskFiller(bundle), MaskFiller(SHIPPED)
     assert filler.fill(text, long_text="window") == expected.fill(text, long_text="window")
     assert filler.count_tokens("Gro\xdf") == expected.count_tokens("Gross")
+
+
+def test_info_writes_no_control_characters(tmp_path: Path) -> None:
+    """What would move the cursor, colour the screen or turn the text around is written out."""
+    evil = "\x1b]0;title\x07\x9b2J\u202e\r\n\udc00"
+
+    def change(values: dict[str, Any]) -> None:
+        values["source"]["revision"] = evil
+        values["created_with"][evil] = "1"
+        values["models"]["int8"]["cpu"] = evil
+        values["models"]["int8"]["details"]["layers"] = [{"scheme": evil}]
+
+    shutil.copytree(SHIPPED, tmp_path / "bundle")
+    edit(tmp_path / "bundle", change)
+    for more in ([], ["--json"]):
+        done = subprocess.run(
+            ["mlm-export", "info", tmp_path / "bundle", *more], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.count("title") == 4
+        assert done.stdout.replace("\n", "").isprintable()
+        assert done.stdout.count("\n") == (1 if more else 7)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.int8.onnx", "model.int8.weights"])
+@pytest.mark.parametrize("way", ["another in its place", "written to, with its old time"])
+def test_a_file_that_changes_while_it_is_opened(
+    name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its hash was found right, by whoever waits for that."""
+    bundle = Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
+    check = Manifest.check_file
+
+    def check_then_change(self: Manifest, folder: Path, checked: str) -> Path:
+        path = check(self, folder, checked)
+        if checked == name:
+            status = path.stat()
+            if way == "another in its place":
+                shutil.copy(path, tmp_path / "other")
+                (tmp_path / "other").replace(path)
+            else:
+                path.write_bytes(path.read_bytes())
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return path
+
+    monkeypatch.setattr(Manifest, "check_file", check_then_change)
+    with pytest.raises(BundleError, match=f"{name} was changed while it was opened; open it again"):
+        MaskFiller(bundle)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no owner there")
+def test_a_cache_that_others_can_write_to(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """What lies there is not taken, whoever it is that everybody or another user owns: the folder or an entry."""
+    cache = tmp_path / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(cache))
+        entry = MaskFiller(tiny["bert"]).info.path
+        assert [stat.S_IMODE(each.stat().st_mode) for each in (cache, entry)] == [0o700, 0o700]
+        for folder in (cache, entry):
+            folder.chmod(0o777)
+            with pytest.raises(BundleError, match=rf"^{folder} is .* \(chmod 700\), or set {CACHE_VARIABLE}"):
+                MaskFiller(tiny["bert"])
+            folder.chmod(0o700)
+            if os.geteuid() == 0:
+                os.chown(folder, 1, 1)
+                with pytest.raises(BundleError, match=rf"^{folder} is another user's"):
+                    MaskFiller(tiny["bert"])
+                os.chown(folder, 0, 0)
+        assert MaskFiller(tiny["bert"]).info.path == entry
+
+
+def test_a_damaged_entry_of_the_cache_is_made_again(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Bytes that differ where sizes do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+        filler = MaskFiller(tiny["bert"])
+        path = filler.info.path / "model.fp32.weights"
+        right = path.read_bytes()
+        path.unlink()  # the one that is mapped stays as it is
+        path.write_bytes(bytes(len(right)))
+        assert MaskFiller(tiny["bert"]).fill(LONGER) == filler.fill(LONGER)
+        assert path.read_bytes() == right
+
+
+@pytest.mark.slow
+def test_other_weights_are_another_entry(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Whichever file transformers loads: beside one it does not know, named by an index or by the settings."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny["bert"], tmp_path / "checkpoint"))
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    other = {name: value.flip(0) if "word_embeddings" in name else value for name, value in weights.items()}
+    assert any(not torch.equal(other[name], weights[name]) for name in weights)
+    save_file({"unused": torch.zeros(1)}, folder / "extra.safetensors")
+
+    def plain(values: dict[str, torch.Tensor]) -> None:
+        torch.save(values, folder / "pytorch_model.bin")
+
+    def sharded(values: dict[str, torch.Tensor]) -> None:
+        (folder / "pytorch_model.bin").unlink(missing_ok=True)
+        (folder / "part").mkdir(exist_ok=True)
+        torch.save(values, folder / "part/one.bin")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(values, "part/one.bin")}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+        for write in (plain, sharded):
+            answers = []
+            for values in (weights, other):
+                write(values)
+                answers.append(MaskFiller(folder).fill(LONGER))
+            assert answers[0] != answers[1]
