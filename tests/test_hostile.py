@@ -108,6 +108,39 @@ def test_a_graph_is_held_to_its_contract_later(call: str, fault: str, tmp_path: 
         CALLS[call](filler)
 
 
+@pytest.mark.parametrize(
+    "logits",
+    [
+        np.zeros((3, 30522), np.float32),
+        np.zeros((1, 2, 30522), np.float32),
+        np.zeros((1, 3, 30522), np.int64),
+        np.zeros((1, 3, 0), np.float32),
+        np.zeros((1, 3, 30521), np.float32),
+        np.full((1, 3, 30522), np.nan, np.float32),
+        np.array(0, np.float32),
+    ],
+    ids=lambda logits: f"{logits.dtype} {logits.shape} {logits.max(initial=0)}",
+)
+def test_a_plain_export_is_held_to_its_contract(
+    logits: NDArray[np.generic], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others export gives logits for every token, or is no model."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    # As where the extra [export] is not installed: it runs as it is.
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [None, None])
+    kind = helper.np_dtype_to_tensor_dtype(logits.dtype)
+    constant = helper.make_node("Constant", [], ["logits"], value=numpy_helper.from_array(logits))
+    graph = helper.make_graph([constant], "g", [ids], [helper.make_tensor_value_info("logits", kind, None)])
+    save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    shutil.copy(SHIPPED / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": 30522}', encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "[MASK]"}', encoding="utf-8")
+    with pytest.raises(BundleError, match=r"gives (logits|nan) .*export it again$"):
+        MaskFiller(tmp_path)
+
+
 def test_a_vocabulary_that_is_none(tmp_path: Path) -> None:
     """Two thousand million tokens, or one more than the model has, are refused before room is made for them."""
     shutil.copytree(SHIPPED, tmp_path / "bundle")
