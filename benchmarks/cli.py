@@ -25,12 +25,16 @@ Fill = Callable[[Sequence[str]], object]
 @click.option("--against", help="Checkpoint of the same model: measure the transformers pipeline on it in turns.")
 @click.option("--threads", type=int, help="Threads of one run.  [default: all]")
 @click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
+@click.option("--torchscript", is_flag=True, help="Measure its TorchScript model too, which runs the code in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
-def main(model: str | None, against: str | None, threads: int | None, singles: int, as_json: bool) -> None:
+def main(
+    model: str | None, against: str | None, threads: int | None, singles: int, torchscript: bool, as_json: bool
+) -> None:
     """Measure each model of the bundle MODEL, on the CPU; without one, the small model of the package."""
     from mlm_infer import MaskFiller
+    from mlm_infer.bundle import TORCHSCRIPT
     from mlm_infer.cpu import available_cpus, cpu_name
     from mlm_infer.filler import open_named
     from mlm_infer.manifest import read_manifest
@@ -48,6 +52,9 @@ def main(model: str | None, against: str | None, threads: int | None, singles: i
     engines: dict[str, Fill] = {}
     figures: dict[str, dict[str, float]] = {}
     for name in read_manifest(folder).models:
+        if name == TORCHSCRIPT and not torchscript:
+            click.echo(f"{name} is left out: it is code; if you trust who made it, take --torchscript", err=True)
+            continue
         started = time.perf_counter()
         try:
             filler = open_named(folder, name, threads=threads)

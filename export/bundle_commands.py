@@ -19,15 +19,16 @@ def info(bundle: Path, as_json: bool) -> None:
     from mlm_infer.inspection import describe_bundle
 
     description = describe_bundle(bundle)
-    click.echo(json.dumps(description.to_dict(), ensure_ascii=False) if as_json else description.text())
+    click.echo(json.dumps(description.to_dict()) if as_json else description.text())
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--torchscript", is_flag=True, help="Open its TorchScript model too, which runs the code in it.")
 @command_errors
-def verify(bundle: Path) -> None:
+def verify(bundle: Path, torchscript: bool) -> None:
     """Check every file of BUNDLE: hashes, graphs, tokenizer, known answers."""
     from mlm_infer.inspection import verify_bundle
 
-    for line in verify_bundle(bundle):
+    for line in verify_bundle(bundle, torchscript=torchscript):
         click.echo(line)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from .bundle import TORCHSCRIPT, Manifest, ModelFile
+from .bundle import TORCHSCRIPT, Manifest, ModelFile, unchanged
 from .cpu import cpu_kind, multiplies_bytes
 from .errors import DeviceError, InputError
 from .foreign import EveryPosition, ForeignManifest
@@ -19,7 +19,7 @@ __all__ = ["BACKENDS", "Backend", "BackendType", "backend_type", "open_backend"]
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("onnx", "torchscript")
-"""What a bundle's models can be run with, the first by default: ONNX Runtime and torch."""
+"""What a bundle's models can be run with: ONNX Runtime, the only one that is taken unasked, and torch."""
 
 _RIGHT = ModelFile("")
 _FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
@@ -92,7 +92,7 @@ def open_backend(
     Args:
         manifest: Of the bundle.
         folder: The bundle.
-        backend: `auto` or one of `BACKENDS`.
+        backend: `auto`, which is ONNX Runtime, or one of `BACKENDS`. A TorchScript file is code.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto` or one that the bundle holds.
         threads: Threads of one run, or None.
@@ -132,12 +132,13 @@ def _open(
     manifest: Manifest, folder: Path, opener: BackendType, chosen: str, kind: str, number: int, threads: int | None
 ) -> Backend:
     files = manifest.models[chosen]
-    if files.weights is not None:
-        manifest.check_file(folder, files.weights)
-    path = manifest.check_file(folder, files.file)
-    if chosen != TORCHSCRIPT:
-        check_graph(path, files.weights)
-    model = opener(path, kind=kind, number=number, threads=threads)
+    with unchanged(folder, files.names):
+        for name in files.names:
+            manifest.check_file(folder, name)
+        path = folder / files.file
+        if chosen != TORCHSCRIPT:
+            check_graph(path, files.weights)
+        model = opener(path, kind=kind, number=number, threads=threads)
     if files.overflows and not multiplies_bytes():
         logger.warning(
             "int8 of %s was made for %s and overflows on this processor (%s), so its answers are wrong here: export "
@@ -178,7 +179,12 @@ def _choose_backend(manifest: Manifest, backend: str, folder: Path) -> str:
         raise InputError(f"backend is {backend!r}; it must be 'auto', {' or '.join(map(repr, BACKENDS))}")
     held = {"torchscript" if name == TORCHSCRIPT else "onnx" for name in manifest.models}
     if backend == "auto":
-        return next((each for each in BACKENDS if each in held), BACKENDS[0])
+        if "onnx" not in held:
+            raise InputError(
+                f"{folder} holds TorchScript only, and such a file is code, which runs when it is opened: if you trust "
+                "who made it, take backend='torchscript' (--backend torchscript)"
+            )
+        return "onnx"
     if backend not in held:
         raise InputError(
             f"backend is {backend!r}, but {folder} holds no such model; write one with: "

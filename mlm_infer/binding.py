@@ -34,7 +34,7 @@ class BoundRuns:
         self._session = session
         self._device = (device, number)
         self._inputs = {each.name: each.shape for each in session.get_inputs()}
-        self._outputs = {each.name: (each.shape, _TYPES[each.type]) for each in session.get_outputs()}
+        self._outputs = {each.name: (each.shape, each.type) for each in session.get_outputs()}
         self._threads = threading.local()
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -65,8 +65,8 @@ class BoundRuns:
             binding.bind_ortvalue_input(name, buffer)
         found = []
         for name in outputs:
-            shape, dtype = self._outputs[name]
-            buffer = self._buffer(name, tuple(sizes.get(each, each) for each in shape), np.dtype(dtype))
+            shape, kind = self._outputs[name]
+            buffer = self._buffer(name, tuple(sizes.get(each, each) for each in shape), np.dtype(_TYPES[kind]))
             binding.bind_ortvalue_output(name, buffer)
             found.append(buffer)
         binding.synchronize_inputs()

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ __all__ = [
     "SCHEMA",
     "TOKENIZER",
     "TORCHSCRIPT",
+    "CheckedManifest",
     "KnownAnswer",
     "Manifest",
     "ModelFile",
     "StoredFile",
+    "check_all",
     "confine",
     "hash_file",
+    "identity",
+    "unchanged",
 ]
 
 MANIFEST = "mlm_infer.json"
@@ -160,6 +166,64 @@ class Manifest:
                 f"{path} is damaged or was changed: its sha256 is not the manifest's; copy or export it again"
             )
         return path
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedManifest(Manifest):
+    """The manifest of a bundle whose files have all been hashed, which they are not again unless they changed.
+
+    Attributes:
+        identities: What `identity` gave of each file before it was hashed.
+    """
+
+    identities: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def check_file(self, folder: Path, name: str) -> Path:
+        """Return a file's path after checking that it is the one that was hashed, or one like it."""
+        path = confine(folder, name)
+        return path if identity(path) == self.identities[name] else Manifest.check_file(self, folder, name)
+
+
+def check_all(folder: Path, manifest: Manifest) -> CheckedManifest:
+    """Check every file of a bundle.
+
+    Args:
+        folder: The bundle.
+        manifest: Of it.
+
+    Raises:
+        BundleError: A file is missing or damaged.
+    """
+    identities = {}
+    for name in manifest.files:
+        identities[name] = identity(confine(folder, name))
+        manifest.check_file(folder, name)
+    values = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
+    return CheckedManifest(**values, identities=identities)
+
+
+def identity(path: Path) -> tuple[int, ...]:
+    """Return what differs once a file is written to or another takes its place, as far as that is seen from outside."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@contextmanager
+def unchanged(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Refuse files that change between their check and the end of their opening, which are both done by name.
+
+    Args:
+        folder: The bundle.
+        names: Its files.
+
+    Raises:
+        BundleError: One changed meanwhile, or is missing.
+    """
+    before = {path: identity(path) for path in [confine(folder, name) for name in names]}
+    yield
+    for path, expected in before.items():
+        if not path.is_file() or identity(path) != expected:
+            raise BundleError(f"{path} was changed while it was opened; open it again")
 
 
 def confine(folder: Path, name: str) -> Path:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from .bundle import Manifest
 from .errors import BundleError, InputError
+from .tokenizing import SafeTokenizer
 from .vocabulary import NO_TEXT, Vocabulary, is_text
 
 __all__ = [
@@ -96,19 +97,14 @@ class TextEncoder:
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = SafeTokenizer(path)
         if self._tokenizer.token_to_id(manifest.mask_token) != manifest.mask_id:
             raise BundleError(
                 f"{path} knows {manifest.mask_token!r} as {self._tokenizer.token_to_id(manifest.mask_token)}, the "
                 f"manifest says {manifest.mask_id}; export the model again"
             )
         self._manifest = manifest
-        self.vocabulary = Vocabulary(self._tokenizer, path, manifest.vocab_size)
+        self.vocabulary = Vocabulary(self._tokenizer, manifest.vocab_size)
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
         self._masks = re.compile("|".join(map(re.escape, spellings)))
 

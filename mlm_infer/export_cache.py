@@ -5,12 +5,14 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from .bundle import SCHEMA, hash_file
+from .bundle import SCHEMA, Manifest, check_all, hash_file
 from .errors import BundleError, ExportError
 from .manifest import read_manifest
 
@@ -38,7 +40,7 @@ def can_export() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _PACKAGES)
 
 
-def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> Path:
+def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> tuple[Path, Manifest]:
     """Return the bundle that `mlm-export` makes of a model, from the cache if the same files were exported before.
 
     The export runs in a process of its own, so that torch is never loaded into this one; its steps are shown on
@@ -49,36 +51,52 @@ def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> P
         files: All that the bundle depends on.
         options: Of `mlm-export`.
 
+    Returns:
+        The bundle, all of whose files have been checked, and its manifest.
+
     Raises:
-        BundleError: The cache folder cannot be written.
+        BundleError: The cache folder cannot be written, or others can write to it.
         ExportError: The export failed.
     """
     entry = cache_folder() / f"{_name(model)}-{_key(files, options)}"
-    if _complete(entry):
-        return entry
-    from filelock import FileLock, Timeout
-
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(entry.parent / f".{entry.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _say(f"another process is exporting {model}; waiting for it")
-            lock.acquire()
+        entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        manifest = _read(entry)
+        if manifest is None:
+            with _alone(entry, model):
+                # Another process may have made it meanwhile.
+                manifest = _read(entry) or _make(model, entry, options)
     except OSError as error:
         raise BundleError(
             f"the cache folder {entry.parent} cannot be written ({error.strerror}): set {CACHE_VARIABLE} to another, "
             f"or write a bundle with: mlm-export {model} OUT"
         ) from error
+    return entry, manifest
+
+
+@contextmanager
+def _alone(entry: Path, model: Path) -> Iterator[None]:
+    """Hold the lock of an entry."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(entry.parent / f".{entry.name}.lock")
     try:
-        if not _complete(entry):
-            shutil.rmtree(entry, ignore_errors=True)
-            _say(f"exporting {model}, this once; it is kept in {entry}")
-            _export(model, entry, options)
+        lock.acquire(timeout=0)
+    except Timeout:
+        _say(f"another process is exporting {model}; waiting for it")
+        lock.acquire()
+    try:
+        yield
     finally:
         lock.release()
-    return entry
+
+
+def _make(model: Path, entry: Path, options: Sequence[str]) -> Manifest:
+    shutil.rmtree(entry, ignore_errors=True)
+    _say(f"exporting {model}, this once; it is kept in {entry}")
+    _export(model, entry, options)
+    entry.chmod(0o700)
+    return check_all(entry, read_manifest(entry))
 
 
 def _export(model: Path, entry: Path, options: Sequence[str]) -> None:
@@ -127,12 +145,29 @@ def _key(files: Iterable[Path], options: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _complete(entry: Path) -> bool:
-    """Tell whether an entry is there with all its files; one that was damaged is made again."""
+def _read(entry: Path) -> Manifest | None:
+    """Return the manifest of an entry that is there with all its files; one that was damaged is made again.
+
+    Raises:
+        BundleError: Another user could have put it there.
+    """
+    _check_owner(entry.parent)
     if not entry.is_dir():
-        return False
+        return None
+    _check_owner(entry)
     try:
-        files = read_manifest(entry).files
-        return all((entry / name).stat().st_size == stored.bytes for name, stored in files.items())
+        return check_all(entry, read_manifest(entry))
     except (BundleError, OSError):
-        return False
+        return None
+
+
+def _check_owner(folder: Path) -> None:
+    status = folder.stat()
+    if sys.platform == "win32" or (
+        status.st_uid in (os.geteuid(), 0) and not status.st_mode & stat.S_IWOTH  # root can do anything anyway
+    ):
+        return
+    raise BundleError(
+        f"{folder} is another user's, or everybody can write to it, so a model in it may be anybody's: make it yours "
+        f"alone (chmod 700), or set {CACHE_VARIABLE} to another folder"
+    )

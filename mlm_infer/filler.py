@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args, overload
 import numpy as np
 
 from .backend import open_backend
-from .bundle import TOKENIZER, TORCHSCRIPT
+from .bundle import TOKENIZER, TORCHSCRIPT, unchanged
 from .cpu import cpu_kind
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
@@ -85,7 +85,7 @@ class MaskFiller:
         precision: `auto` (the fastest the bundle holds for the device), `fp32`, `fp16` or `int8`.
         threads: Threads of one run; None takes all the processors this process may use. With torchscript it is
             the number of the whole process, and None leaves it as it is.
-        backend: `auto` (ONNX Runtime where the bundle holds an ONNX model), `onnx` or `torchscript`.
+        backend: `auto` or `onnx`, or `torchscript`: such a file is code, which runs when it is opened.
         self_test: Replay the known answers of the bundle, which tells whether this machine computes what the
             exporting one did.
         revision: Branch, tag or commit on the Hub.
@@ -123,7 +123,8 @@ class MaskFiller:
             folder, manifest = locate(
                 model, precision=precision, backend=backend, revision=revision, local_files_only=local_files_only
             )
-        encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
+        with unchanged(folder, [TOKENIZER]):
+            encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
         open_here = partial(
             open_backend, manifest, backend=backend, device=device, precision=precision, threads=threads
@@ -131,7 +132,11 @@ class MaskFiller:
         chosen, session = open_here(folder)
         # Another process may have another working folder.
         place = folder.absolute()
-        predictor = Predictor(session, lambda: open_here(place)[1], manifest)
+        predictor = Predictor(session, lambda: open_here(place)[1], manifest, folder)
+        try:
+            predictor.check(encoder.encode([manifest.mask_token])[0][0])
+        except InputError as error:
+            raise BundleError(f"{folder}: its tokenizer does not read its own mask: {error}") from error
         self.engine = Engine(encoder, predictor, manifest)
         self.info = FillerInfo(
             path=folder,

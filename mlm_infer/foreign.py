@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from .best import best_of
 from .bundle import TOKENIZER, Manifest, ModelFile, confine
 from .errors import BundleError, ModelError
 from .session import Session
+from .tokenizing import SafeTokenizer
 
 __all__ = [
     "EveryPosition",
@@ -36,6 +36,7 @@ fp32 comes first: nobody has compared the answers of the others."""
 
 _SETTINGS = ("config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 _WEIGHTS_ENDINGS = ("_data", ".data")
+_MOST_IDS = 2**31
 
 _AFTER_PADDING = frozenset(
     ["camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"]
@@ -95,10 +96,7 @@ def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
             f"{folder} holds no {TOKENIZER}, without which texts cannot be read; "
             f"AutoTokenizer.from_pretrained(...).save_pretrained({str(folder)!r}) writes it"
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(f"{folder / TOKENIZER} cannot be read as a tokenizer: {error}") from error
+    tokenizer = SafeTokenizer(folder / TOKENIZER)
     mask = _token(settings.get("mask_token")) or _token(special.get("mask_token"))
     mask_id = tokenizer.token_to_id(mask) if mask else None
     if mask is None or mask_id is None:
@@ -155,8 +153,8 @@ def _number(folder: Path, config: Mapping[str, Any], name: str, default: int) ->
     value = config.get(name)
     if value is None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BundleError(f"{folder / 'config.json'}: {name} is {value!r:.40}, not a number from 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_IDS:
+        raise BundleError(f"{folder / 'config.json'}: {name} is {value!r:.40}, not a number from 0 to {_MOST_IDS - 1}")
     return value
 
 
@@ -191,6 +189,7 @@ class EveryPosition:
 
     def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
         self._session = Session(path, kind=kind, number=number, threads=threads, serving=False)
+        self._path = path
         self.provider = self._session.provider
         inputs = self._session.inputs
         strange = set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}
@@ -227,6 +226,17 @@ class EveryPosition:
         ids = feeds["input_ids"]
         texts = {"token_type_ids": np.zeros_like(ids), **feeds}
         (everywhere,) = self._session.run(["logits"], {name: texts[name] for name in self._session.inputs})
+        width = everywhere.shape[-1] if everywhere.ndim == 3 else 0
+        if everywhere.shape[:2] != ids.shape or not width or not np.issubdtype(everywhere.dtype, np.floating):
+            raise BundleError(
+                f"{self._path} gives logits as {everywhere.dtype} {list(everywhere.shape)}, not as floats "
+                f"{[*ids.shape, 'vocabulary']}; export it again"
+            )
+        if feeds["candidates"].max(initial=0) >= width:
+            raise BundleError(
+                f"{self._path} gives logits for {width} tokens, and its tokenizer has token "
+                f"{feeds['candidates'].max()}; take the tokenizer that belongs to it"
+            )
         rows = feeds["mask_positions"].reshape(-1)[feeds["mask_rows"]]
         logits = everywhere.reshape(-1, everywhere.shape[-1])[rows].astype(np.float32)
         largest = logits.max(axis=1, keepdims=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .bundle import TORCHSCRIPT
 from .cpu import multiplies_bytes
 from .errors import BundleError
 from .filler import open_named
@@ -66,14 +67,14 @@ class BundleDescription:
         return asdict(self)
 
     def text(self) -> str:
-        """Return the description for a person."""
-        revision = f", revision {self.revision}" if self.revision else ""
+        """Return the description for a person, without what would speak to a terminal."""
+        revision = f", revision {_printable(self.revision)}" if self.revision else ""
         rows = [
             [
                 precision,
                 f"{model.bytes / 1e6:.1f}",
-                model.cpu or "any",
-                ", ".join(f"{count} {scheme}" for scheme, count in model.layers.items()) or "not quantized",
+                _printable(model.cpu or "any"),
+                ", ".join(f"{count} {_printable(scheme)}" for scheme, count in model.layers.items()) or "not quantized",
                 "-" if model.top1 is None else f"{model.top1:.1%}",
                 "-" if model.perplexity_change is None else f"{model.perplexity_change:+.2%}",
                 str(model.known_answers),
@@ -89,9 +90,14 @@ class BundleDescription:
                 format_table(header, rows),
                 "",
                 f"schema {self.schema}; made with "
-                + ", ".join(f"{name} {version}" for name, version in self.created_with.items()),
+                + ", ".join(f"{_printable(name)} {version}" for name, version in self.created_with.items()),
             ]
         )
+
+
+def _printable(text: str) -> str:
+    """Write out what a terminal would obey: a manifest is anybody's. Its other fields are printable when read."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def describe_bundle(folder: Path) -> BundleDescription:
@@ -134,11 +140,12 @@ def describe_bundle(folder: Path) -> BundleDescription:
     )
 
 
-def verify_bundle(folder: Path) -> Iterator[str]:
+def verify_bundle(folder: Path, *, torchscript: bool = False) -> Iterator[str]:
     """Check size and sha256 of every file, then open each model and replay its known answers.
 
     Args:
         folder: The bundle.
+        torchscript: Open a TorchScript model as well, which runs the code in it.
 
     Yields:
         A line for each thing that was found right.
@@ -151,6 +158,9 @@ def verify_bundle(folder: Path) -> Iterator[str]:
         manifest.check_file(folder, name)
         yield f"{name}: {stored.bytes:,} bytes, sha256 as in the manifest"
     for precision, model in manifest.models.items():
+        if precision == TORCHSCRIPT and not torchscript:
+            yield f"{precision}: not opened, since it is code; if you trust who made it, take --torchscript"
+            continue
         foreign = model.overflows and not multiplies_bytes()
         open_named(folder, precision, self_test=not foreign).close()
         yield f"{precision}: " + (

@@ -1,5 +1,6 @@
 """What a model's name stands for: a bundle, other people's ONNX file, a checkpoint, or a Hub id of any of these."""
 
+import json
 import logging
 from collections.abc import Iterable
 from os import PathLike
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT_SETTINGS = ("*.json", "*.txt", "*.model")
 _PRECISIONS = ("fp32", "fp16", "int8")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Files of a checkpoint; where there are safetensors, they are taken."""
+_SAFE_WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
+"""Where one of these is there, transformers loads no others."""
 
 
 def locate(
@@ -77,8 +79,7 @@ def locate(
             chosen = _choose(exports, precision, path)
             return _from_onnx(path / exports[chosen], chosen)
         if "config.json" in names and _match(names, _WEIGHTS):
-            folder = _from_checkpoint(path, names, precision, backend)
-            return folder, read_manifest(folder)
+            return _from_checkpoint(path, names, precision, backend)
     return path, read_manifest(path)
 
 
@@ -103,10 +104,24 @@ def _match(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if "/" not in name and any(Path(name).match(each) for each in patterns)]
 
 
-def _checkpoint_files(names: Iterable[str]) -> list[str]:
+def _files_of_export(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return all that the export of a checkpoint may read: which of several weights, transformers decides."""
     names = sorted(names)
-    weights = next((found for each in _WEIGHTS if (found := _match(names, [each]))), [])
-    return [*_match(names, _CHECKPOINT_SETTINGS), *weights] if weights else []
+    found = {*_match(names, _CHECKPOINT_SETTINGS), *_match(names, _WEIGHTS)}
+    for name in names:
+        if name == "config.json" or name.endswith(".index.json"):
+            found.update(_named_weights(folder / name))
+    return [folder / name for name in sorted(found) if (folder / name).is_file()]
+
+
+def _named_weights(settings: Path) -> list[str]:
+    """Return the weights that settings name; what is wrong with them, the export says."""
+    try:
+        values = json.loads(settings.read_bytes())
+        named = [*values.get("weight_map", {}).values(), values.get("transformers_weights")]
+    except (ValueError, AttributeError, RecursionError):
+        return []
+    return [name for name in named if isinstance(name, str)]
 
 
 def _needed(names: Iterable[str], precision: str) -> list[str]:
@@ -117,7 +132,9 @@ def _needed(names: Iterable[str], precision: str) -> list[str]:
     exports = onnx_files(names)
     if exports:
         return settings_files(names, exports.get(precision, next(iter(exports.values()))))
-    return _checkpoint_files(names)
+    safe = _SAFE_WEIGHTS & set(names)
+    weights = _match(names, _WEIGHTS[:1] if safe else _WEIGHTS)
+    return [*_match(names, _CHECKPOINT_SETTINGS), *weights] if weights else []
 
 
 def _choose(exports: dict[str, str], precision: str, folder: Path) -> str:
@@ -140,14 +157,13 @@ def _from_onnx(path: Path, precision: str) -> tuple[Path, Manifest]:
     if can_export():
         files = [folder / each for each in settings_files(_names(folder), name)]
         try:
-            bundle = export_once(path, files, ["--precision", named])
-            return bundle, read_manifest(bundle)
+            return export_once(path, files, ["--precision", named])
         except (BundleError, ExportError) as error:
             logger.warning("%s; it runs as it is, which is slower", error)
     return folder, manifest
 
 
-def _from_checkpoint(folder: Path, names: Iterable[str], precision: str, backend: str) -> Path:
+def _from_checkpoint(folder: Path, names: Iterable[str], precision: str, backend: str) -> tuple[Path, Manifest]:
     if precision not in ("auto", *_PRECISIONS):
         raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(_PRECISIONS)}")
     if not can_export():
@@ -157,4 +173,4 @@ def _from_checkpoint(folder: Path, names: Iterable[str], precision: str, backend
         )
     options = ["--format", "torchscript"] if backend == "torchscript" else []
     options += ["--precision", precision] if precision != "auto" else []
-    return export_once(folder, [folder / each for each in _checkpoint_files(names)], options)
+    return export_once(folder, _files_of_export(folder, names), options)

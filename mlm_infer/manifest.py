@@ -17,6 +17,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_IDS = 2**31
+_LARGEST_VOCABULARY = 2**24
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -99,7 +100,7 @@ def _text(values: Mapping[str, Any], name: str, where: str = "") -> str:
 
 
 def _parse(values: Mapping[str, Any]) -> Manifest:
-    vocabulary = _number(values, "vocab_size", 1, _MOST_IDS)
+    vocabulary = _number(values, "vocab_size", 1, _LARGEST_VOCABULARY)
     files = {name: _stored(name, each) for name, each in _get(values, "files", dict).items()}
     models = {name: _model(name, each, files) for name, each in _get(values, "models", dict).items()}
     _check(bool(models), "models", {}, "at least one model")

@@ -1,8 +1,9 @@
 """Token sequences with masks in, log-probabilities out, in batches of like length."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from .backend import Backend
 from .best import Answer
 from .bundle import Manifest
+from .errors import BundleError
+from .foreign import ForeignManifest
 
 __all__ = ["TOKEN_BUDGET", "Predictor", "Query", "Tokens"]
 
@@ -18,6 +21,11 @@ TOKEN_BUDGET = 1024
 """Most tokens, padding included, that one run of the model takes, unless one text alone has more.
 
 More would not fit a processor's cache; fewer would leave the products small."""
+
+_MOST = 0.01
+"""Largest logarithm of a probability, rounding included."""
+
+_EXPORT_AGAIN = "it is broken, or was not made by mlm-export: export it again"
 
 
 class Tokens(Protocol):
@@ -47,12 +55,15 @@ class Predictor:
         session: Runs the serving graph.
         open_again: Opens it once more, in a process that was forked.
         manifest: Says what the graph takes.
+        path: The bundle, for messages.
     """
 
-    def __init__(self, session: Backend, open_again: Callable[[], Backend], manifest: Manifest) -> None:
+    def __init__(self, session: Backend, open_again: Callable[[], Backend], manifest: Manifest, path: Path) -> None:
         self._opened = (os.getpid(), session)
         self._open_again = open_again
         self._manifest = manifest
+        self._path = path
+        self._width = manifest.vocab_size
 
     def _session(self) -> Backend:
         """Return the session of this process: the threads of the parent's do not come along over a fork."""
@@ -69,13 +80,55 @@ class Predictor:
         if self._opened[0] == os.getpid():
             self._opened[1].close()
 
+    def check(self, query: Tokens) -> None:
+        """Run the model once, and hold what it gives against what the manifest says of it.
+
+        Args:
+            query: A short text.
+
+        Raises:
+            BundleError: It cannot be run, or gives something else.
+        """
+        feeds = self._feeds([query]) | {"k": np.array([1], np.int64)}
+        feeds["candidates"] = np.zeros((len(feeds["mask_rows"]), 1), np.int64)
+        (logits,) = self._session().run(["logits"], feeds)
+        width = logits.shape[-1] if logits.ndim else 0
+        # What others export may be wider than its settings say.
+        if width < self._width or (width > self._width and not isinstance(self._manifest, ForeignManifest)):
+            raise BundleError(
+                f"{self._path}: its model gives logits of the shape {list(logits.shape)}, and vocab_size is "
+                f"{self._width}; {_EXPORT_AGAIN}"
+            )
+        self._width = width
+        self._run(["top_ids", "top_logprobs", "candidate_logprobs"], feeds)
+
+    def _run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the model, and check what it gives: a graph may be anybody's, and NaN is no answer."""
+        found = self._session().run(outputs, feeds)
+        widths = {"candidate_logprobs": feeds["candidates"].shape[1]}
+        for name, values in zip(outputs, found, strict=True):
+            shape = (len(feeds["mask_rows"]), widths.get(name, int(feeds["k"][0])))
+            kind = np.dtype(np.int64 if name == "top_ids" else np.float32)
+            if values.shape != shape or values.dtype != kind:
+                raise BundleError(
+                    f"{self._path}: its model gives {name} as {values.dtype} {list(values.shape)}, not as {kind} "
+                    f"{list(shape)}; {_EXPORT_AGAIN}"
+                )
+            right = (values >= 0) & (values < self._width) if name == "top_ids" else values <= _MOST
+            if not right.all():
+                wrong = values[~right][0]
+                meant = f"a token from 0 to {self._width - 1}" if name == "top_ids" else "a log-probability"
+                raise BundleError(f"{self._path}: its model gives {wrong} in {name}, not {meant}; {_EXPORT_AGAIN}")
+        return found
+
     def top(self, queries: Sequence[Tokens], k: int) -> list[list[Answer]]:
-        """Return for each query and mask its k best tokens."""
+        """Return for each query and mask its k best tokens, or all where there are fewer."""
         answers: list[list[Answer]] = [[] for _ in queries]
+        k = min(k, self._manifest.vocab_size)
         for batch in _batches(queries, same=self._manifest.mixes_padding):
             feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([k], np.int64)}
             feeds["candidates"] = np.empty((len(feeds["mask_rows"]), 0), np.int64)
-            ids, logprobs = self._session().run(["top_ids", "top_logprobs"], feeds)
+            ids, logprobs = self._run(["top_ids", "top_logprobs"], feeds)
             rows = zip(ids, logprobs, strict=True)
             for row in batch:
                 answers[row] = [next(rows) for _ in queries[row].positions]
@@ -98,7 +151,7 @@ class Predictor:
             feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([0], np.int64)}
             wanted = [ids for row in batch for ids in candidates[row]]
             feeds["candidates"] = _stack(wanted)
-            (found,) = self._session().run(["candidate_logprobs"], feeds)
+            (found,) = self._run(["candidate_logprobs"], feeds)
             rows = iter([logprobs[: len(ids)] for logprobs, ids in zip(found, wanted, strict=True)])
             for row in batch:
                 answers[row] = [next(rows) for _ in candidates[row]]

@@ -27,6 +27,8 @@ def _torch() -> Any:
 class TorchScript:
     """Runs one TorchScript file. Safe to share between threads.
 
+    Such a file is code: to load it is to run what its author wrote, so nothing opens it that was not asked to.
+
     Args:
         path: The model file.
         kind: `cpu` or `cuda`.
@@ -55,6 +57,7 @@ class TorchScript:
             except (RuntimeError, ValueError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise BundleError(f"torch {torch.__version__} cannot load {path}: {reason}") from error
+        self._path = path
         self.provider: str = f"TorchScript {self._device}"
 
     @staticmethod
@@ -81,15 +84,26 @@ class TorchScript:
 
         Returns:
             The outputs in the order asked for.
+
+        Raises:
+            DeviceError: The device has no memory left.
+            BundleError: torch cannot run the model.
         """
         torch = _torch()
-        with torch.inference_mode():
-            inputs = {
-                name: torch.from_numpy(array) if name in HOST_INPUTS else torch.from_numpy(array).to(self._device)
-                for name, array in feeds.items()
-            }
-            found = self._module(inputs)
-            return [np.asarray(found[name].cpu()) for name in outputs]
+        try:
+            with torch.inference_mode():
+                inputs = {
+                    name: torch.from_numpy(array) if name in HOST_INPUTS else torch.from_numpy(array).to(self._device)
+                    for name, array in feeds.items()
+                }
+                found = self._module(inputs)
+                return [np.asarray(found[name].cpu()) for name in outputs]
+        except torch.OutOfMemoryError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
+        except Exception as error:  # what the code in the file raises was its author's choice
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise BundleError(f"torch cannot run {self._path}: {reason}") from error
 
     def close(self) -> None:
         """Give the model's memory back."""

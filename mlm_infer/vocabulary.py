@@ -1,17 +1,15 @@
 """The vocabulary as words: what begins one, how it reads without its tokenizer's marker, which ones may be given."""
 
-import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from .errors import InputError
+from .tokenizing import SafeTokenizer
 
 __all__ = ["NO_TEXT", "Restriction", "Vocabulary", "is_text"]
 
@@ -95,14 +93,13 @@ class Vocabulary:
 
     Args:
         tokenizer: The tokenizer.
-        path: Its `tokenizer.json`.
         size: Width of the model's head, which may be wider than the vocabulary.
     """
 
-    def __init__(self, tokenizer: Tokenizer, path: Path, size: int) -> None:
+    def __init__(self, tokenizer: SafeTokenizer, size: int) -> None:
         self._tokenizer = tokenizer
         self._size = size
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = tokenizer.settings
         decoder = content.get("decoder") or {}
         self.word_piece: str | None = decoder.get("prefix", "##") if decoder.get("type") == "WordPiece" else None
         self._special = {each["id"] for each in content.get("added_tokens", []) if each.get("special")}
@@ -117,7 +114,7 @@ class Vocabulary:
     @cached_property
     def ids(self) -> dict[str, int]:
         """The id of each token, added ones included."""
-        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     @cached_property
     def marker(self) -> str:

@@ -278,7 +278,7 @@ def no_mask(folder: Path) -> None:
         (outside, BundleError, "asks for the file 'weights.bin'"),
         (no_mask, ModelError, "no mask token"),
         (lambda folder: (folder / "tokenizer.json").unlink(), BundleError, "no tokenizer.json"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), BundleError, "cannot be read as a tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), BundleError, "cannot be used as a tokenizer"),
         (lambda folder: (folder / "config.json").unlink(), BundleError, "config.json is missing"),
         (lambda folder: (folder / "config.json").write_text("{"), BundleError, "config.json cannot be read as JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), BundleError, "holds no settings"),

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from mlm_infer import BundleError, DeviceError, ExportError, InputError, MaskFiller
 from mlm_infer.bundle import hash_file
+from mlm_infer.inspection import verify_bundle
 from mlm_infer.manifest import read_manifest
 from mlm_infer.torchscript import TorchScript
 
@@ -168,7 +169,10 @@ def test_choice_of_backend(
         MaskFiller(torch_bundles["bert"], backend="torchscript", precision="fp16")
     alone = tmp_path / "alone"
     export_bundle(str(tiny["bert"]), alone, formats=["torchscript"])
-    assert MaskFiller(alone).info.backend == "torchscript"
+    assert MaskFiller(alone, backend="torchscript").info.backend == "torchscript"
+    with pytest.raises(InputError, match="holds TorchScript only, and such a file is code"):
+        MaskFiller(alone)
+    assert list(verify_bundle(alone, torchscript=True))[-1] == "torchscript: opens, known answers come out"
     with pytest.raises(InputError, match="mlm-export bert OUT --format onnx"):
         MaskFiller(alone, backend="onnx")
 

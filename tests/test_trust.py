@@ -22,8 +22,9 @@ from mlm_infer.known_answers import record_answers
 from mlm_infer.manifest import read_manifest
 from mlm_infer.onnx_scan import external_files
 
+from .hostile import SHIPPED, edit, reseal
+
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "mlm_infer/resources/english-small"
 GRAPH, WEIGHTS = "model.int8.onnx", "model.int8.weights"
 
 
@@ -31,14 +32,6 @@ GRAPH, WEIGHTS = "model.int8.onnx", "model.int8.weights"
 def bundle(tmp_path: Path) -> Path:
     """A copy of the shipped bundle, to damage."""
     return Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
-
-
-def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest."""
-    path = bundle / "mlm_infer.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    change(values)
-    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 def setter(name: str, value: object) -> Callable[[dict[str, Any]], object]:
@@ -49,12 +42,6 @@ def setter(name: str, value: object) -> Callable[[dict[str, Any]], object]:
 def resize(name: str, size: int) -> Callable[[dict[str, Any]], object]:
     """Return what gives a file of a manifest another size."""
     return lambda values: values["files"][name].update(bytes=size)
-
-
-def reseal(bundle: Path, name: str) -> None:
-    """Put the hash of a changed file into the manifest, as whoever made the bundle can."""
-    stored = hash_file(bundle / name)
-    edit(bundle, lambda values: values["files"].update({name: {"bytes": stored.bytes, "sha256": stored.sha256}}))
 
 
 FREE = {

@@ -180,6 +180,18 @@ def vnni(values: dict[str, Any]) -> None:
     values["models"]["int8"]["cpu"] = "avx512_vnni"
 
 
+def torchscript_alone(values: dict[str, Any]) -> None:
+    """Say that TorchScript is all there is; nobody gets as far as the file."""
+    values["models"] = {"torchscript": values["models"]["int8"]}
+    values["known_answers"] = {}
+
+
+def doubled(data: bytes) -> bytes:
+    """Give a tokenizer rules that make a terabyte of a letter."""
+    rule = {"type": "Replace", "pattern": {"String": "i"}, "content": "ii"}
+    return json.dumps(json.loads(data) | {"normalizer": {"type": "Sequence", "normalizers": [rule] * 40}}).encode()
+
+
 def nothing(folder: Path) -> None:
     """Prepare nothing."""
 
@@ -228,6 +240,8 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("a link out of the folder", outside),
         Fault("a graph that asks for another file", rewrite(GRAPH, steal, forge=True)),
         Fault("a tokenizer for another model", edit(lambda v: v.update(mask_id=104))),
+        Fault("TorchScript alone", edit(torchscript_alone)),
+        Fault("a tokenizer that doubles a letter forty times", rewrite(TOKENIZER, doubled, forge=True)),
         Fault("random embeddings, hashes put right", shuffle, "mlm-export verify bundle"),
         Fault("no known answers, `self_test=True`", edit(lambda v: v.update(known_answers={})), TESTED),
     ],

@@ -5,6 +5,7 @@ python -m tests.soak.fuzz texts 1000 7
 Each part ends in a right answer or an MlmInferError. It runs in a process of its own, so that a crash is seen.
 """
 
+import base64
 import json
 import math
 import shutil
@@ -17,13 +18,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from mlm_infer import InputError, MaskFiller, MlmInferError
 from mlm_infer.bundle import hash_file
 from mlm_infer.results import FillResult
+from tests.hostile import SHIPPED, with_graph, with_tokenizer
 
 from .texts import any_text
 
-SHIPPED = Path(__file__).resolve().parent.parent.parent / "mlm_infer/resources/english-small"
 FILES = ("mlm_infer.json", "tokenizer.json", "model.int8.onnx", "model.int8.weights")
 PROBE = "The [MASK] was a [MASK] film."
 
@@ -148,10 +151,78 @@ def fuzz_bundles(filler: MaskFiller, random: Random) -> str:
     return "answered, forged" if forged else "answered"
 
 
+_LETTERS = ("a", "e", " ", "[", "\xe9", "\ufdfa", "aa", "", "zz", "\u2581")
+
+
+def _any_rule(random: Random, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Return a rule of a tokenizer, as likely as not one that makes a text longer."""
+    kind = random.choice(kinds)
+    rule: dict[str, Any] = {"type": kind}
+    if kind == "Replace":
+        shape = random.choice(("String", "Regex"))
+        patterns = _LETTERS if shape == "String" else (*_LETTERS, ".", "(a+)+$", "(?=a)", "\\s*", "(", "[a-z]{1,3}")
+        rule |= {"pattern": {shape: random.choice(patterns)}, "content": random.choice(_LETTERS) * random.randrange(4)}
+    elif kind == "Prepend":
+        rule["prepend"] = random.choice(_LETTERS)
+    elif kind == "Precompiled":
+        rule["precompiled_charsmap"] = base64.b64encode(random.randbytes(random.randrange(40))).decode()
+    elif kind == "Strip":
+        rule |= {"content": "e", "start": random.choice((0, 3, 2**60)), "stop": random.choice((0, 3, 2**60))}
+    elif kind == "ByteLevel":
+        rule |= {"add_prefix_space": random.random() < 0.5, "trim_offsets": True, "use_regex": random.random() < 0.5}
+    elif kind == "Metaspace":
+        rule |= {"replacement": "\u2581", "prepend_scheme": "always", "split": random.random() < 0.5}
+    return rule
+
+
+_RULES = {
+    "normalizer": ("normalizers", ("Replace", "Replace", "Prepend", "Precompiled", "NFKD", "NFKC", "Lowercase")),
+    "pre_tokenizer": ("pretokenizers", ("ByteLevel", "Metaspace", "Whitespace")),
+    "decoder": ("decoders", ("Replace", "Replace", "ByteLevel", "Fuse", "Strip")),
+}
+
+
+def fuzz_tokenizers(_filler: MaskFiller, random: Random) -> str:
+    """Open a bundle whose tokenizer has up to fifty rules of any kind in a row, and fill masks."""
+    place = random.choice(list(_RULES))
+    inner, kinds = _RULES[place]
+    rules = [_any_rule(random, kinds) for _ in range(random.choice((1, 2, 5, 50)))]
+    with tempfile.TemporaryDirectory() as scratch:
+        rule = {"type": "Sequence", inner: rules}
+        bundle = with_tokenizer(Path(scratch, "bundle"), lambda values: values.update({place: rule}))
+        filler = MaskFiller(bundle, device="cpu", threads=1)
+        for text in (PROBE, f"a caf\xe9 [MASK] {any_text(random)}"):
+            filler.fill(text, long_text="window")
+    return "answered"
+
+
+def fuzz_graphs(_filler: MaskFiller, random: Random) -> str:
+    """Open a bundle whose graph gives anything, in number, type, width and value, and call every method."""
+    numbers = np.random.default_rng(random.randrange(2**32))
+    replaced = {}
+    for name in ("top_ids", "top_logprobs", "candidate_logprobs", "logits"):
+        if random.random() < 0.3:
+            shape = random.choice(((1, 1), (1, 5), (1, 30522), (2, 1), (1,), (), (0, 1), (1, 1, 1)))
+            kind = random.choice(("int64", "float32", "float64", "float16", "int8", "bool"))
+            value = random.choice((0, -1, 5, 1e9, np.nan, np.inf, -np.inf)) + numbers.integers(0, 3, shape)
+            with np.errstate(all="ignore"):
+                replaced[name] = np.asarray(value).astype(kind)
+    with tempfile.TemporaryDirectory() as scratch:
+        length = random.choice((1e6, 3, 9))
+        filler = MaskFiller(with_graph(Path(scratch, "bundle"), replaced, good_length=length), device="cpu", threads=1)
+        check_answer(PROBE, filler.fill(PROBE, top_k=1))
+        filler.infill(PROBE)
+        filler.rank("A [MASK].", ["good", "very good"])
+        filler.score(["A film."])
+    return "answered"
+
+
 PARTS: dict[str, Callable[[MaskFiller, Random], str]] = {
     "texts": fuzz_texts,
     "arguments": fuzz_arguments,
     "bundles": fuzz_bundles,
+    "tokenizers": fuzz_tokenizers,
+    "graphs": fuzz_graphs,
 }
 
 

@@ -12,19 +12,19 @@ from .sizes import report, sizes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _BATCH = 5_000
-_SHARES = {"texts": 0.7, "arguments": 0.2, "bundles": 0.1}
+_SHARES = {"texts": 0.7, "arguments": 0.2, "bundles": 0.1, "tokenizers": 0.02, "graphs": 0.02}
 
 
 @sizes("count", short=1_000, full=100_000)
 @pytest.mark.parametrize("part", _SHARES)
 def test_fuzzed(part: str, count: int) -> None:
-    """Texts of any characters, arguments of any kind, bundle files with bytes changed."""
+    """Texts of any characters, arguments of any kind, damaged bundles, a stranger's tokenizers and graphs."""
     outcomes: Counter[str] = Counter()
     cases = int(count * _SHARES[part])
     for start in range(0, cases, _BATCH):
         batch = str(min(_BATCH, cases - start))
         command = [sys.executable, "-m", "tests.soak.fuzz", part, batch, str(start)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
         assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
         outcomes.update(json.loads(done.stdout))
     report(f"{cases:,} fuzzed {part}: " + ", ".join(f"{number:,} {name}" for name, number in outcomes.most_common()))
