@@ -23,6 +23,9 @@ __all__ = ["AsyncMaskFiller"]
 _T = TypeVar("_T")
 
 _TEXT_THREADS = 4
+_SHORT, _FEW = 1_000, 50
+"""Characters of a text, and predictions, that take a fraction of a millisecond."""
+
 _OTHER_LOOP = "this AsyncMaskFiller belongs to another event loop; make one for each loop"
 _MOST_REPEATED = 20_000_000
 """Most characters of an answer, which has the whole text once a prediction."""
@@ -48,9 +51,9 @@ class AsyncMaskFiller:
     """Answers awaits from one event loop; those that come together are answered by one run of the model.
 
     A request that finds the model idle waits up to `max_wait_ms` for company; while the model runs, what comes
-    is gathered for the next run. The model runs on a thread of its own; texts are tokenized, words restricted and
-    results built on a few others, so the loop stays free and `timeout` covers all of it. Where a request ends early,
-    what a thread has begun for it (one run, one text) is finished first.
+    is gathered for the next run. The model runs on a thread of its own. All but sentences are tokenized, words
+    restricted and results built on a few others, so the loop stays free and `timeout` covers all of it. Where a
+    request ends early, what a thread has begun for it (one run, one text) is finished first.
 
     Strangers may choose texts and numbers, within the limits below, but not `pattern`: Python's `re` holds the lock
     of the interpreter while it matches, and an expression that backtracks without end stops the whole process.
@@ -170,7 +173,10 @@ class AsyncMaskFiller:
             raise InputError(_OTHER_LOOP)
         if timeout is not None:
             _check_seconds("timeout", timeout)
-        self._check_size(text, top_k)
+        predictions = self._check_size(text, top_k)
+        restricted = words_only or any(each is not None for each in (targets, allow, deny, pattern))
+        # To wake a thread for a sentence would take longer than to tokenize it here.
+        aside = self._texts if restricted or predictions > _FEW or len(text) > _SHORT else None
         choose = partial(
             Choice.of,
             self.filler.engine,
@@ -190,12 +196,12 @@ class AsyncMaskFiller:
             taken, answer = loop.create_future(), loop.create_future()
             self._taken.add(taken)
             try:
-                request = await _on(self._texts, self._prepare, text, choose, answer)
+                request = await _on(aside, self._prepare, text, choose, answer)
                 self._waiting.append(request)
                 self._note_if_full()
                 self._start()
                 found = await answer
-                return await _on(self._texts, build_result, self.filler.engine, request.parts, found, request.choice)
+                return await _on(aside, build_result, self.filler.engine, request.parts, found, request.choice)
             finally:
                 answer.cancel()
                 self._taken.discard(taken)
@@ -207,10 +213,10 @@ class AsyncMaskFiller:
         owner: asyncio.AbstractEventLoop = self.__dict__.setdefault("_loop", asyncio.get_running_loop())
         return owner
 
-    def _check_size(self, text: object, top_k: int) -> None:
-        """Raise InputError if a text, or the answer to it, is larger than it may be."""
+    def _check_size(self, text: object, top_k: int) -> int:
+        """Return how many predictions are asked for; raise InputError if they or the text are more than may be."""
         if not isinstance(text, str):
-            return
+            raise InputError(f"text is a {type(text).__name__}; give a string")
         if len(text) > self._max_characters:
             raise InputError(
                 f"the text has {len(text):,} characters, and may have {self._max_characters:,} here (max_characters); "
@@ -223,8 +229,9 @@ class AsyncMaskFiller:
         if masks * each > most:
             raise InputError(
                 f"{masks:,} masks with {each:,} predictions each make {masks * each:,}, and for {len(text):,} "
-                f"characters of text there may be {most:,} here (see max_predictions); take a smaller top_k or fewer masks"
+                f"characters there may be {most:,} here (see max_predictions); take a smaller top_k or fewer masks"
             )
+        return masks * each
 
     def _prepare(self, text: str, choose: Callable[[], Choice], answer: asyncio.Future[list[list[Answer]]]) -> _Request:
         engine, choice = self.filler.engine, choose()
@@ -300,9 +307,11 @@ class AsyncMaskFiller:
             self._full.set()
 
 
-def _on(executor: Executor, function: Callable[..., _T], *arguments: Any) -> asyncio.Future[_T]:
-    """Call a function on a thread."""
-    return asyncio.get_running_loop().run_in_executor(executor, partial(_guarded, function, *arguments))
+async def _on(executor: Executor | None, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function on a thread, or at once where there is no executor."""
+    if executor is None:
+        return _guarded(function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(executor, partial(_guarded, function, *arguments))
 
 
 def _guarded(function: Callable[..., _T], *arguments: Any) -> _T:

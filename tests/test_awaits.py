@@ -139,7 +139,7 @@ def test_whatever_a_thread_raises_is_handed_on(error: BaseException, place: str)
         ({}, TEXT, {"timeout": float("nan")}, "timeout is nan"),
         ({}, TEXT, {"timeout": -1}, "timeout is -1"),
         ({}, TEXT, {"top_k": float("nan")}, "top_k is nan"),
-        ({}, 5, {}, "is a int"),
+        ({}, 5, {}, "text is a int; give a string"),
     ],
 )
 def test_what_is_too_much_is_refused(
@@ -190,7 +190,7 @@ def ids(result: FillResult) -> list[int]:
 
 
 def test_the_loop_is_left_alone(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts are tokenized, words restricted and results built on other threads than the event loop's."""
+    """Long texts are tokenized, words restricted and results built on other threads than the event loop's."""
     seen: dict[str, set[str]] = {}
     encoder = filler.engine.encoder
 
@@ -206,7 +206,7 @@ def test_the_loop_is_left_alone(filler: MaskFiller, monkeypatch: pytest.MonkeyPa
 
     async def main() -> Sequence[FillResult]:
         async with AsyncMaskFiller(filler) as server:
-            return await asyncio.gather(server.fill(TEXT), server.fill(TEXT, pattern="g.*"))
+            return await asyncio.gather(server.fill(f"{TEXT:2000}"), server.fill(TEXT, pattern="g.*"))
 
     assert len(run(main)) == 2
-    assert seen == dict.fromkeys(["try_encode", "splice", "permitted"], {"mlm-infer-texts"})
+    assert seen == {name: {"mlm-infer-texts"} for name in ("try_encode", "splice", "permitted")}
