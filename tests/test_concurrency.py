@@ -94,6 +94,29 @@ def test_a_fork_during_a_first_call() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 7
 
 
+def test_an_inherited_async_filler_says_so() -> None:
+    """Its threads and its loop are the parent's: a child is told to make one, and that one answers."""
+    before = """
+import asyncio
+from mlm_infer import AsyncMaskFiller, InputError
+
+async def again():
+    try:
+        await server.fill('A [MASK] film.')
+    except InputError as error:
+        assert 'another event loop' in str(error)
+        async with AsyncMaskFiller(filler) as own:
+            assert await own.fill('A [MASK] film.') == before
+            return
+    sys.exit(1)
+
+server = AsyncMaskFiller(filler)
+before = asyncio.run(server.fill('A [MASK] film.'))
+"""
+    code = FORK.format(before=before, inside="asyncio.run(again())")
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 7
+
+
 def test_a_pickle_is_small_and_opens(filler: MaskFiller) -> None:
     """Path and options, not the weights."""
     packed = pickle.dumps(filler)
