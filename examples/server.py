@@ -6,14 +6,17 @@ uvicorn --app-dir examples server:app
 curl localhost:8000/fill -H 'content-type: application/json' -d '{"text": "A [MASK] film.", "top_k": 3}'
 """
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from mlm_infer import AsyncMaskFiller, InputError, MaskFiller
+from mlm_infer import AsyncMaskFiller, FillResult, InputError, MaskFiller
 
 
 class Question(BaseModel):
@@ -35,8 +38,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
+@app.exception_handler(RequestValidationError)
+async def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
+    """Say in one line what is wrong with a question, without what was sent: NaN, for one, is no JSON."""
+    first = error.errors()[0]
+    return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:])) or 'the body'}: {first['msg']}"}, 422)
+
+
 @app.post("/fill")
-async def fill(question: Question, request: Request) -> dict[str, Any]:
+async def fill(question: Question, request: Request) -> Response:
     """Answer one question."""
     filler: AsyncMaskFiller = request.app.state.filler
     try:
@@ -45,4 +55,10 @@ async def fill(question: Question, request: Request) -> dict[str, Any]:
         raise HTTPException(422, str(error)) from error
     except TimeoutError as error:
         raise HTTPException(503, "too busy; try again") from error
-    return result.to_dict()
+    # An answer may have thousands of predictions, and the loop has other clients.
+    return Response(await asyncio.to_thread(as_json, result), media_type="application/json")
+
+
+def as_json(result: FillResult) -> str:
+    """Write a result down."""
+    return json.dumps(result.to_dict())

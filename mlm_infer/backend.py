@@ -26,7 +26,7 @@ _FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
 
 
 class Backend(Protocol):
-    """One model on one device. Safe to share between threads.
+    """One model on one device. Safe to share between threads; its memory goes with the last reference to it.
 
     Attributes:
         provider: What runs it and where, such as `CPUExecutionProvider`.
@@ -44,10 +44,6 @@ class Backend(Protocol):
         Returns:
             The outputs in the order asked for.
         """
-        ...
-
-    def close(self) -> None:
-        """Give the model's memory back; nothing can be run after this."""
         ...
 
 

@@ -1,7 +1,8 @@
 """From texts to token ids and back, with `tokenizers` alone."""
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,6 +29,9 @@ MASK_SPELLINGS = ("[MASK]", "<mask>")
 
 MOST_CHARACTERS = 1_000_000
 """A longer text is refused before it is tokenized, which would take more than a second and 170 MB."""
+
+_LONG = 10_000
+"""Characters of a text that takes milliseconds to tokenize."""
 
 LongText = Literal["error", "window"]
 """What to do with a text of more tokens than the model takes."""
@@ -139,8 +143,10 @@ class TextEncoder:
         errors = [self._check(text, name) for text, name in zip(texts, names, strict=True)]
         good = [text for text, error in zip(texts, errors, strict=True) if error is None]
         plain = list(map(self._in_own_spelling, good))
-        # For one text, handing it to the tokenizer's threads takes longer than tokenizing it.
-        encodings = iter([self._tokenizer.encode(*plain)] if len(plain) == 1 else self._batch(plain))
+        # For a short text, handing it to the tokenizer's threads takes longer than tokenizing it; while a long one
+        # is tokenized there, Python's other threads go on.
+        alone = len(plain) == 1 and len(plain[0]) < _LONG
+        encodings = iter([self._tokenizer.encode(*plain)] if alone else self._batch(plain))
         for text, name, error in zip(texts, names, errors, strict=True):
             try:
                 found.append(error or self._encoded(text, name, next(encodings).ids, long_text))
@@ -197,23 +203,23 @@ class TextEncoder:
                 f"take long_text='window': {text!r:.60}"
             )
         whole = self._whole(self._in_own_spelling(text), text)
+        in_users_text = self._to_users_text(spans)
         windows = []
         for position, span in zip(positions, spans, strict=True):
             cut, place = whole.window(position, manifest.max_length)
             skipped = position - place
             first, last = skipped + whole.head, skipped + len(cut) - whole.tail - 1
-            window = (self._in_users_text(text, whole.spans[first][0]), self._in_users_text(text, whole.spans[last][1]))
+            window = (in_users_text(whole.spans[first][0]), in_users_text(whole.spans[last][1]))
             windows.append(EncodedText(text, cut, (place,), (span,), skipped, window))
         return windows
 
-    def _in_users_text(self, text: str, character: int) -> int:
-        """Return where a character of the text in the model's spelling stands in the user's."""
-        moved = 0
-        for start, end in self.mask_spans(text):
-            if start + moved >= character:
-                break
-            moved += len(self._manifest.mask_token) - (end - start)
-        return character - moved
+    def _to_users_text(self, spans: Sequence[Span]) -> Callable[[int], int]:
+        """Return what tells where a character of a text in the model's spelling stands in the user's."""
+        moved, starts = [0], []
+        for start, end in spans:
+            starts.append(start + moved[-1])
+            moved.append(moved[-1] + len(self._manifest.mask_token) - (end - start))
+        return lambda character: character - moved[bisect_left(starts, character)]
 
     def whole(self, text: str, name: str, long_text: LongText) -> WholeText:
         """Tokenize a text that has no masks.

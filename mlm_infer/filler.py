@@ -21,6 +21,7 @@ from .engine import Engine
 from .errors import BundleError, InputError
 from .filling import Choice, OnError, answer_as_pipeline, check_top_k, fill_stream, fill_texts
 from .foreign import ForeignManifest
+from .forks import no_forks
 from .infill import Order, expand_spans, infill_text
 from .known_answers import check_answers
 from .locate import locate
@@ -129,7 +130,8 @@ class MaskFiller:
         open_here = partial(
             open_backend, manifest, backend=backend, device=device, precision=precision, threads=threads
         )
-        chosen, session = open_here(folder)
+        with no_forks():
+            chosen, session = open_here(folder)
         # Another process may have another working folder.
         place = folder.absolute()
         predictor = Predictor(session, lambda: open_here(place)[1], manifest, folder)

@@ -21,18 +21,25 @@ from .vocabulary import Restriction
 __all__ = [
     "Choice",
     "OnError",
+    "Wanted",
     "answer_as_pipeline",
     "answer_parts",
+    "ask_parts",
+    "build_result",
     "check_top_k",
     "encode_texts",
     "fill_stream",
     "fill_texts",
+    "wanted_ids",
 ]
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "return"]
 """What a stream does with a text that is wrong."""
+
+Wanted = list[NDArray[np.int64]]
+"""For each mask of a text the ids to choose among."""
 
 _STREAM_CHUNK = 512
 
@@ -172,22 +179,35 @@ def _chunks(texts: Iterator[str]) -> Iterator[tuple[list[str], Exception | None]
 
 def answer_parts(engine: Engine, texts: Sequence[Sequence[EncodedText]], choice: Choice) -> list[FillResult]:
     """Ask about the parts of each text, as `TextEncoder.encode` gives them; return one result a text."""
-    encoder, predictor = engine.encoder, engine.predictor
     parts = [part for text in texts for part in text]
+    answers = iter(ask_parts(engine, parts, wanted_ids(engine, parts, choice), choice))
+    return [build_result(engine, text, [next(answers) for _ in text], choice) for text in texts]
+
+
+def wanted_ids(engine: Engine, parts: Sequence[EncodedText], choice: Choice) -> list[Wanted] | None:
+    """Return for each part and each of its masks the tokens that may be given; None where all may."""
     if choice.restriction.is_none:
-        answers = iter(predictor.top(parts, choice.top_k))
-    else:
-        permitted = encoder.vocabulary.permitted
-        wanted = [[permitted(choice.restriction, span[0] == 0) for span in part.spans] for part in parts]
-        found = predictor.candidates(parts, wanted)
-        answers = iter([list(map(choice.best, ids, logprobs)) for ids, logprobs in zip(wanted, found, strict=True)])
-    return [
-        FillResult(
-            text[0].text,
-            tuple(mask for part in text for mask in _masks(encoder, part, next(answers), choice.min_score)),
-        )
-        for text in texts
-    ]
+        return None
+    permitted = engine.encoder.vocabulary.permitted
+    return [[permitted(choice.restriction, span[0] == 0) for span in part.spans] for part in parts]
+
+
+def ask_parts(
+    engine: Engine, parts: Sequence[EncodedText], wanted: Sequence[Wanted] | None, choice: Choice
+) -> list[list[Answer]]:
+    """Run the model; return for each part and mask the best tokens."""
+    if wanted is None:
+        return engine.predictor.top(parts, choice.top_k)
+    found = engine.predictor.candidates(parts, wanted)
+    return [list(map(choice.best, ids, logprobs)) for ids, logprobs in zip(wanted, found, strict=True)]
+
+
+def build_result(
+    engine: Engine, parts: Sequence[EncodedText], answers: Sequence[Sequence[Answer]], choice: Choice
+) -> FillResult:
+    """Return the result of one text from the answers to its parts."""
+    masks = [_masks(engine.encoder, part, best, choice.min_score) for part, best in zip(parts, answers, strict=True)]
+    return FillResult(parts[0].text, tuple(mask for each in masks for mask in each))
 
 
 def _masks(

@@ -250,7 +250,3 @@ class EveryPosition:
         if "candidate_logprobs" in outputs:
             found["candidate_logprobs"] = np.take_along_axis(logits, feeds["candidates"], 1) - normalizer
         return [found[name] for name in outputs]
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        self._session.close()

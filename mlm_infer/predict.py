@@ -1,6 +1,5 @@
 """Token sequences with masks in, log-probabilities out, in batches of like length."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from .backend import Backend
 from .best import Answer
 from .bundle import Manifest
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .foreign import ForeignManifest
+from .forks import generation, no_forks
 
 __all__ = ["TOKEN_BUDGET", "Predictor", "Query", "Tokens"]
 
@@ -59,7 +59,7 @@ class Predictor:
     """
 
     def __init__(self, session: Backend, open_again: Callable[[], Backend], manifest: Manifest, path: Path) -> None:
-        self._opened = (os.getpid(), session)
+        self._opened: tuple[int, Backend] | None = (generation(), session)
         self._open_again = open_again
         self._manifest = manifest
         self._path = path
@@ -67,18 +67,20 @@ class Predictor:
 
     def _session(self) -> Backend:
         """Return the session of this process: the threads of the parent's do not come along over a fork."""
-        process, session = self._opened
-        if process == os.getpid():
-            return session
-        # The parent's is kept: to end it would be to wait for threads that are not here.
-        self._inherited = session
-        self._opened = (os.getpid(), self._open_again())
-        return self._opened[1]
+        opened = self._opened
+        if opened is not None and opened[0] != generation():
+            with no_forks():
+                opened = self._opened
+                if opened is not None and opened[0] != generation():
+                    opened = self._opened = (generation(), self._open_again())
+        if opened is None:
+            raise InputError("this MaskFiller is closed; open a new one")
+        return opened[1]
 
     def close(self) -> None:
-        """Give the model's memory back."""
-        if self._opened[0] == os.getpid():
-            self._opened[1].close()
+        """Give the model's memory back, once the runs that have begun are over; no other begins."""
+        with no_forks():
+            self._opened = None
 
     def check(self, query: Tokens) -> None:
         """Run the model once, and hold what it gives against what the manifest says of it.

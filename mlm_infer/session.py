@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .binding import BoundRuns
 from .cpu import available_cpus
 from .errors import BundleError, DependencyError, DeviceError
+from .forks import outlive_forks
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -93,6 +94,7 @@ class Session:
                 raise DeviceError(_cannot_start(number, failure[0].strip())) from error
             raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error
         self._path = path
+        outlive_forks(self._session)
         self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         if kind == "cuda" and self.provider != "CUDAExecutionProvider":
@@ -148,10 +150,6 @@ class Session:
             if re.search(r"CU\w+ failure|out of memory|[Ff]ailed to allocate", str(error)):
                 raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
             raise BundleError(f"ONNX Runtime cannot run {self._path}: {reason}") from error
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        del self._session, self._bound
 
 
 def _preload_cuda(onnxruntime: Any, number: int) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .bundle import HOST_INPUTS
 from .errors import BundleError, DependencyError, DeviceError
+from .forks import generation
 
 __all__ = ["TorchScript"]
 
@@ -34,7 +35,7 @@ class TorchScript:
         kind: `cpu` or `cuda`.
         number: Which CUDA device.
         threads: Threads of one operation on the CPU. torch has one such number for the whole process, so this
-            sets it for everything else there too; None leaves it as it is.
+            sets it for everything else there too; None leaves it as it is. In a forked process it is 1.
 
     Raises:
         DependencyError: torch is not installed.
@@ -46,6 +47,9 @@ class TorchScript:
         torch = _torch()
         if kind == "cuda" and number >= torch.cuda.device_count():
             raise DeviceError(f"there is no 'cuda:{number}': torch sees {torch.cuda.device_count()} CUDA devices")
+        if generation() > 0:
+            # The threads of OpenMP do not come along over a fork, and a second one would be waited for.
+            threads = 1
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda", number) if kind == "cuda" else torch.device("cpu")
@@ -104,7 +108,3 @@ class TorchScript:
         except Exception as error:  # what the code in the file raises was its author's choice
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise BundleError(f"torch cannot run {self._path}: {reason}") from error
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        del self._module

@@ -1,9 +1,10 @@
 """The vocabulary as words: what begins one, how it reads without its tokenizer's marker, which ones may be given."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,21 @@ class Restriction:
         return self == Restriction()
 
 
+_T = TypeVar("_T")
+
+
+class _computed_once(Generic[_T]):  # noqa: N801
+    """`functools.cached_property` as it is from Python 3.12: without a lock, which a fork could leave locked."""
+
+    def __init__(self, compute: "Callable[[Vocabulary], _T]") -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, vocabulary: "Vocabulary", _owner: type | None = None) -> _T:
+        found = vocabulary.__dict__[self._compute.__name__] = self._compute(vocabulary)
+        return found
+
+
 class Vocabulary:
     """What the ids of a tokenizer mean.
 
@@ -111,12 +127,12 @@ class Vocabulary:
         """Return a token as the vocabulary spells it; an id beyond the vocabulary gives an empty string."""
         return self._tokenizer.id_to_token(token_id) or ""
 
-    @cached_property
+    @_computed_once
     def ids(self) -> dict[str, int]:
         """The id of each token, added ones included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
-    @cached_property
+    @_computed_once
     def marker(self) -> str:
         """What begins a word in this vocabulary: `Ġ` (byte-level BPE), `▁` (SentencePiece), or nothing."""
         if self.word_piece is not None:
@@ -129,7 +145,7 @@ class Vocabulary:
             return not token.startswith(self.word_piece)
         return self.marker == "" or token.startswith(self.marker)
 
-    @cached_property
+    @_computed_once
     def words(self) -> list[str]:
         """The text of every token, by id."""
         texts = self._tokenizer.decode_batch([[each] for each in range(self._size)], skip_special_tokens=False)

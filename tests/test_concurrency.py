@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from typing import Any
@@ -50,17 +51,70 @@ def test_other_processes(filler: MaskFiller, method: str) -> None:
     assert answers == [expected] * 4
 
 
-def test_after_a_fork_the_inherited_filler_works() -> None:
-    """A server that opens its model before it forks its workers: the same object answers in the child."""
-    code = (
-        "import os, sys\nfrom mlm_infer import MaskFiller\n"
-        "filler = MaskFiller()\nbefore = filler.fill('A [MASK] film.')\n"
-        "child = os.fork()\n"
-        "if not child:\n    os._exit(0 if filler.fill('A [MASK] film.') == before else 1)\n"
-        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
-    )
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
+FORK = """
+import os, signal, sys, threading
+from mlm_infer import MaskFiller
+filler = MaskFiller()
+{before}
+child = os.fork()
+if not child:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(30)
+    {inside}
+    sys.exit(7)
+signal.alarm(50)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+"""A child that hangs, even in a destructor, is ended by its alarm; 7 says that it came to its end by itself."""
+
+ANSWERED = "before, texts = filler.fill('A [MASK] film.'), ['A [MASK] film.'] * 9; filler.fill_batch(texts)"
+
+
+@pytest.mark.parametrize(
+    ("inside", "parallel"),
+    [
+        ("pass", ""),
+        ("filler.close()", ""),
+        ("assert filler.fill('A [MASK] film.') == before; assert filler.fill_batch(texts)", ""),
+        ("filler.fill_batch(texts); filler.close()", "true"),
+    ],
+)
+def test_a_forked_child_answers_and_ends(inside: str, parallel: str) -> None:
+    """A server that opens its model before it forks: the same object answers in a child that ends by `sys.exit`."""
+    code = FORK.format(before=ANSWERED, inside=inside)
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    environment |= {"TOKENIZERS_PARALLELISM": parallel} if parallel else {}
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60, env=environment).returncode == 7
+
+
+def test_a_fork_during_a_first_call() -> None:
+    """What another thread computes once, as the fork comes, is computed again in the child."""
+    before = "threading.Thread(target=filler.fill, args=['A [MASK] film.'], kwargs={'words_only': True}).start()"
+    code = FORK.format(before=before, inside="filler.fill('A [MASK] film.', words_only=True)")
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 7
+
+
+def test_an_inherited_async_filler_says_so() -> None:
+    """Its threads and its loop are the parent's: a child is told to make one, and that one answers."""
+    before = """
+import asyncio
+from mlm_infer import AsyncMaskFiller, InputError
+
+async def again():
+    try:
+        await server.fill('A [MASK] film.')
+    except InputError as error:
+        assert 'another event loop' in str(error)
+        async with AsyncMaskFiller(filler) as own:
+            assert await own.fill('A [MASK] film.') == before
+            return
+    sys.exit(1)
+
+server = AsyncMaskFiller(filler)
+before = asyncio.run(server.fill('A [MASK] film.'))
+"""
+    code = FORK.format(before=before, inside="asyncio.run(again())")
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 7
 
 
 def test_a_pickle_is_small_and_opens(filler: MaskFiller) -> None:
@@ -156,3 +210,29 @@ def test_closing_twice(filler: MaskFiller) -> None:
     other.close()
     with pytest.raises(InputError, match="closed"):
         other.fill(TEXTS[0])
+
+
+def test_closing_during_calls(filler: MaskFiller) -> None:
+    """Each call in flight is answered, or told that its filler is closed."""
+    texts = TEXTS * 4
+    expected = filler.fill_batch(texts)
+    outcomes = []
+    for _ in range(4):
+        other = MaskFiller(filler.info.path)
+        begun = threading.Semaphore(0)
+
+        def ask(other: MaskFiller = other, begun: threading.Semaphore = begun) -> str:
+            while True:
+                begun.release()
+                try:
+                    assert other.fill_batch(texts) == expected
+                except InputError as error:
+                    return str(error)
+
+        with ThreadPoolExecutor(9) as pool:
+            asked = [pool.submit(ask) for _ in range(9)]
+            for _ in range(12):
+                begun.acquire()
+            other.close()
+            outcomes += [each.result() for each in asked]
+    assert outcomes == ["this MaskFiller is closed; open a new one"] * 36

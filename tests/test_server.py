@@ -68,3 +68,27 @@ def test_wrong_questions(url: str) -> None:
     assert (status, "no mask; write [MASK]" in answer["detail"]) == (422, True)
     assert ask(url, {"text": "A [MASK].", "top_k": 0})[0] == 422
     assert ask(url, {})[0] == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"text": "A [MASK].", "top_k": NaN}', "top_k: Input should be a finite number"),
+        (b'{"text": "A [MASK].", "top_k": 1e999}', "top_k: Input should be a finite number"),
+        (b'{"text": "A [MASK].", "targets": [NaN]}', "targets.0: Input should be a valid string"),
+        (b"[NaN]", "the body: "),
+        (b"{", "JSON decode error"),
+        (b'{"text": "\\ud800 [MASK]"}', "surrogate"),
+        (b'{"text": "' + b"good " * 30_000 + b'[MASK]"}', "150,006 characters"),
+        (b'{"text": "' + b"[MASK] " * 10 + b'", "top_k": 30522}', "make 305,220"),
+    ],
+)
+def test_questions_that_are_none(url: str, body: bytes, detail: str) -> None:
+    """Whatever Python takes for JSON, and whatever is too much, is refused in one line."""
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)  # noqa: S310
+    answer = json.load(refused.value)["detail"]
+    assert refused.value.code == 422
+    assert detail in answer
+    assert "\n" not in answer

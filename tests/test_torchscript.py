@@ -268,3 +268,14 @@ def test_command(tiny: dict[str, Path], tmp_path: Path) -> None:
     assert done.stderr == ""
     with pytest.raises(InputError, match="formats is 'torchscript'; it must hold one or more of 'onnx', 'torchscript'"):
         export_bundle("x", tmp_path / "y", formats="torchscript")
+
+
+def test_a_forked_child_answers_and_ends(torch_bundles: dict[str, Path]) -> None:
+    """The threads of torch stay with the parent: the child computes on one of its own."""
+    from .test_concurrency import ANSWERED, FORK
+
+    inside = "assert filler.fill('A [MASK] film.') == before; filler.fill_batch(texts); filler.close()"
+    code = FORK.format(before=ANSWERED, inside=inside).replace(
+        "MaskFiller()", f"MaskFiller({str(torch_bundles['bert'])!r}, backend='torchscript', threads=2)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 7
