@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,6 +17,7 @@ from .encoding import EncodedText, LongText
 from .errors import BundleError, InputError
 from .filler import MaskFiller
 from .filling import Choice, Wanted, ask_parts, build_result, check_top_k, encode_texts, wanted_ids
+from .options import shown, whole_number
 from .predict import TOKEN_BUDGET
 from .results import FillResult
 
@@ -27,6 +30,8 @@ _SHORT, _FEW = 1_000, 50
 """Characters of a text, and predictions, that take a fraction of a millisecond."""
 
 _OTHER_LOOP = "this AsyncMaskFiller belongs to another event loop; make one for each loop"
+_MOST = 1_000_000_000
+
 _MOST_REPEATED = 20_000_000
 """Most characters of an answer, which has the whole text once a prediction."""
 
@@ -82,21 +87,21 @@ class AsyncMaskFiller:
         max_characters: int = 100_000,
         max_predictions: int = 10_000,
     ) -> None:
-        _check_seconds("max_wait_ms", max_wait_ms)
-        for name, value in (
-            ("max_tokens", max_tokens),
-            ("max_pending", max_pending),
-            ("max_characters", max_characters),
-            ("max_predictions", max_predictions),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
+        wait = _seconds("max_wait_ms", max_wait_ms)
+        limits = {
+            "max_tokens": max_tokens,
+            "max_pending": max_pending,
+            "max_characters": max_characters,
+            "max_predictions": max_predictions,
+        }
+        for name, value in limits.items():
+            limits[name] = whole_number(name, value, least=1, most=_MOST)
         self.filler = filler
-        self._max_wait = max_wait_ms / 1e3
-        self._max_tokens = max_tokens
-        self._max_characters = max_characters
-        self._max_predictions = max_predictions
-        self._room = asyncio.Semaphore(max_pending)
+        self._max_wait = wait / 1e3
+        self._max_tokens = limits["max_tokens"]
+        self._max_characters = limits["max_characters"]
+        self._max_predictions = limits["max_predictions"]
+        self._room = asyncio.Semaphore(limits["max_pending"])
         self._taken: set[asyncio.Future[None]] = set()
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
@@ -172,7 +177,7 @@ class AsyncMaskFiller:
         if self._owner() is not loop:
             raise InputError(_OTHER_LOOP)
         if timeout is not None:
-            _check_seconds("timeout", timeout)
+            timeout = _seconds("timeout", timeout)
         predictions = self._check_size(text, top_k)
         restricted = words_only or any(each is not None for each in (targets, allow, deny, pattern))
         # To wake a thread for a sentence would take longer than to tokenize it here.
@@ -223,7 +228,7 @@ class AsyncMaskFiller:
                 f"shorten it: {text[:40]!r}"
             )
         engine = self.filler.engine
-        check_top_k(engine, top_k)
+        top_k = check_top_k(engine, top_k)
         masks, each = len(engine.encoder.mask_spans(text)), min(top_k, engine.manifest.vocab_size)
         most = min(self._max_predictions, _MOST_REPEATED // max(1, len(text)))
         if masks * each > most:
@@ -331,6 +336,8 @@ def _fail(requests: Sequence[_Request], error: BaseException) -> None:
             each.answer.set_exception(error)
 
 
-def _check_seconds(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-        raise InputError(f"{name} is {value!r}; it must be a number from 0")
+def _seconds(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{name} is {shown(value)}; it must be a number from 0")
+    return number

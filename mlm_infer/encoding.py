@@ -2,15 +2,14 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tokenizers import Encoding
-
 from .bundle import Manifest
 from .errors import BundleError, InputError
+from .options import MOST_CHARACTERS, check_choice, check_copies, shown
 from .tokenizing import SafeTokenizer
 from .vocabulary import NO_TEXT, Vocabulary, is_text
 
@@ -26,9 +25,6 @@ __all__ = [
 
 MASK_SPELLINGS = ("[MASK]", "<mask>")
 """Ways to write a mask that every model takes, whatever its own mask token is."""
-
-MOST_CHARACTERS = 1_000_000
-"""A longer text is refused before it is tokenized, which would take more than a second and 170 MB."""
 
 _LONG = 10_000
 """Characters of a text that takes milliseconds to tokenize."""
@@ -112,51 +108,48 @@ class TextEncoder:
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
         self._masks = re.compile("|".join(map(re.escape, spellings)))
 
-    def encode(self, texts: Sequence[str], long_text: LongText = "error") -> list[list[EncodedText]]:
-        """Tokenize texts that have at least one mask each.
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Tokenize texts that have at least one mask each, whole.
 
         Args:
             texts: The texts; a mask is written as the model's own mask token, `[MASK]` or `<mask>`.
-            long_text: `window` cuts a text that is too long to a window around each mask.
-
-        Returns:
-            For each text the parts to ask the model: the text itself, or a window for each mask.
 
         Raises:
             InputError: A text is not a string, is empty, has no mask, or has more tokens than the model takes.
         """
-        found = self.try_encode(texts, long_text)
-        return [_raise_or_return(each) for each in found]
+        return [_raise_or_return(each)[0] for each in self.try_encode(texts, None)]
 
     def try_encode(
-        self, texts: Sequence[str], long_text: LongText = "error", *, first: int | None = None
+        self, texts: Sequence[str], long_text: LongText | None, *, copies: int = 0, first: int | None = None
     ) -> list[list[EncodedText] | InputError]:
-        """Do as `encode`, with the error of a text in its place.
+        """Tokenize texts; one that cannot be used has its error in its place.
 
         Args:
-            texts: The texts.
-            long_text: As for `encode`.
+            texts: As for `encode`.
+            long_text: `window` cuts a text that is too long to a window around each mask; None where the caller has
+                no such option to name in the error.
+            copies: Most answers of a mask that hold the whole text.
             first: Number of the first text, where these are a part of a stream.
+
+        Returns:
+            For each text the parts to ask the model: the text itself, or a window for each mask.
         """
         found: list[list[EncodedText] | InputError] = []
         names = [_name(row, texts, first) for row in range(len(texts))]
         errors = [self._check(text, name) for text, name in zip(texts, names, strict=True)]
         good = [text for text, error in zip(texts, errors, strict=True) if error is None]
         plain = list(map(self._in_own_spelling, good))
-        # For a short text, handing it to the tokenizer's threads takes longer than tokenizing it; while a long one
-        # is tokenized there, Python's other threads go on.
-        alone = len(plain) == 1 and len(plain[0]) < _LONG
-        encodings = iter([self._tokenizer.encode(*plain)] if alone else self._batch(plain))
+        ids = self._ids(plain)
         for text, name, error in zip(texts, names, errors, strict=True):
             try:
-                found.append(error or self._encoded(text, name, next(encodings).ids, long_text))
+                found.append(error or self._encoded(text, name, next(ids), long_text, copies))
             except InputError as wrong:
                 found.append(wrong)
         return found
 
     def _check(self, text: object, name: str) -> InputError | None:
         if not isinstance(text, str):
-            return InputError(f"{name} is a {type(text).__name__}, {text!r:.60}; give strings")
+            return InputError(f"{name} is a {type(text).__name__}, {shown(text)}; give strings")
         if not text or text.isspace():
             return InputError(f"{name} is empty; write a sentence with {self._manifest.mask_token} in it")
         if len(text) > MOST_CHARACTERS:
@@ -165,11 +158,21 @@ class TextEncoder:
                 f"several: {text[:40]!r}"
             )
         if not is_text(text):
-            return InputError(f"{name} {NO_TEXT}: {text!r:.60}")
+            return InputError(f"{name} {NO_TEXT}: {shown(text)}")
         return None
 
-    def _batch(self, plain: list[str]) -> list[Encoding]:
-        return self._tokenizer.encode_batch_fast(plain) if plain else []
+    def _ids(self, plain: list[str]) -> Iterator[list[int]]:
+        """Yield the ids of each text; what a tokenizer holds of a text is much more, so long texts go by few."""
+        start = characters = 0
+        for end, text in enumerate([*plain, ""]):
+            characters += len(text)
+            if end == len(plain) or (characters > MOST_CHARACTERS and end > start):
+                group, start, characters = plain[start:end], end, len(text)
+                # For a short text, handing it to the tokenizer's threads takes longer than tokenizing it; while a long
+                # one is tokenized there, Python's other threads go on.
+                single = len(group) == 1 and len(group[0]) < _LONG
+                found = map(self._tokenizer.encode, group) if single else self._tokenizer.encode_batch_fast(group)
+                yield from [each.ids for each in found]
 
     def _in_own_spelling(self, text: str) -> str:
         return self._masks.sub(lambda _match: self._manifest.mask_token, text)
@@ -185,23 +188,23 @@ class TextEncoder:
         """Return where the masks of a text stand."""
         return tuple(match.span() for match in self._masks.finditer(text))
 
-    def _encoded(self, text: str, name: str, ids: list[int], long_text: LongText) -> list[EncodedText]:
+    def _encoded(
+        self, text: str, name: str, ids: list[int], long_text: LongText | None, copies: int
+    ) -> list[EncodedText]:
         manifest, spans = self._manifest, self.mask_spans(text)
         positions = tuple(index for index, token in enumerate(ids) if token == manifest.mask_id)
         if not positions:
-            raise InputError(f"{name} has no mask; write {manifest.mask_token} where a word is missing: {text!r:.80}")
+            raise InputError(f"{name} has no mask; write {manifest.mask_token} where a word is missing: {shown(text)}")
         if len(positions) != len(spans):
             raise InputError(
                 f"{name} has {len(spans)} masks, its tokens {len(positions)}; "
-                f"put spaces around {manifest.mask_token}: {text!r:.60}"
+                f"put spaces around {manifest.mask_token}: {shown(text)}"
             )
+        if len(ids) > manifest.max_length and long_text != "window":
+            raise self._too_long(text, name, len(ids), long_text)
+        check_copies(name, text, len(spans) * copies)
         if len(ids) <= manifest.max_length:
             return [EncodedText(text, ids, positions, spans)]
-        if long_text == "error":
-            raise InputError(
-                f"{name} has {len(ids)} tokens, this model takes at most {manifest.max_length}; shorten it, or "
-                f"take long_text='window': {text!r:.60}"
-            )
         whole = self._whole(self._in_own_spelling(text), text)
         in_users_text = self._to_users_text(spans)
         windows = []
@@ -214,11 +217,15 @@ class TextEncoder:
         return windows
 
     def _to_users_text(self, spans: Sequence[Span]) -> Callable[[int], int]:
-        """Return what tells where a character of a text in the model's spelling stands in the user's."""
-        moved, starts = [0], []
+        """Return what finds where a character of the text in the model's spelling stands in the user's.
+
+        Args:
+            spans: Where the masks stand in the user's text.
+        """
+        moved = [0]
         for start, end in spans:
-            starts.append(start + moved[-1])
             moved.append(moved[-1] + len(self._manifest.mask_token) - (end - start))
+        starts = [start + by for (start, _), by in zip(spans, moved, strict=False)]
         return lambda character: character - moved[bisect_left(starts, character)]
 
     def whole(self, text: str, name: str, long_text: LongText) -> WholeText:
@@ -236,16 +243,19 @@ class TextEncoder:
         if error is not None:
             raise error
         if self._masks.search(text):
-            raise InputError(f"{name} has a mask; score takes complete texts, fill completes one: {text!r:.60}")
+            raise InputError(f"{name} has a mask; score takes complete texts, fill completes one: {shown(text)}")
         whole = self._whole(text, text)
         if len(whole.ids) == whole.head + whole.tail:
-            raise InputError(f"{name} holds nothing that is a token of this model: {text!r:.60}")
+            raise InputError(f"{name} holds nothing that is a token of this model: {shown(text)}")
         if long_text == "error" and len(whole.ids) > self._manifest.max_length:
-            raise InputError(
-                f"{name} has {len(whole.ids)} tokens, this model takes at most {self._manifest.max_length}; "
-                f"shorten it, or take long_text='window': {text!r:.60}"
-            )
+            raise self._too_long(text, name, len(whole.ids), long_text)
         return whole
+
+    def _too_long(self, text: str, name: str, tokens: int, long_text: LongText | None) -> InputError:
+        advice = "shorten it" if long_text is None else "shorten it, or take long_text='window'"
+        return InputError(
+            f"{name} has {tokens} tokens, this model takes at most {self._manifest.max_length}; {advice}: {shown(text)}"
+        )
 
     def _whole(self, plain: str, text: str) -> WholeText:
         found = self._tokenizer.encode(plain)
@@ -312,8 +322,7 @@ class TextEncoder:
 
 def check_long_text(long_text: str) -> None:
     """Raise InputError unless it is one of `LongText`."""
-    if long_text not in get_args(LongText):
-        raise InputError(f"long_text is {long_text!r}; it must be 'error' or 'window'")
+    check_choice("long_text", long_text, get_args(LongText))
 
 
 def _name(row: int, texts: Sequence[object], first: int | None) -> str:

@@ -26,6 +26,7 @@ from .infill import Order, expand_spans, infill_text
 from .known_answers import check_answers
 from .locate import locate
 from .manifest import read_manifest
+from .options import check_choice, check_flag, shown, whole_number
 from .predict import Predictor
 from .ranking import Others, rank_candidates
 from .results import FillResult, Infilling, RankResult, ScoreResult
@@ -114,9 +115,11 @@ class MaskFiller:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> None:
-        whole = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and not (whole and 1 <= threads <= _MOST_THREADS):
-            raise InputError(f"threads is {threads!r}; it must be from 1 to {_MOST_THREADS}, or None for all")
+        if threads is not None:
+            threads = whole_number("threads", threads, least=1, most=_MOST_THREADS, rest=", or None for all")
+        for name, value in (("device", device), ("precision", precision), ("backend", backend)):
+            if not isinstance(value, str):
+                raise InputError(f"{name} is {shown(value)}; give a string such as 'auto'")
         if model is None:
             folder = _shipped_model()
             manifest = read_manifest(folder)
@@ -136,7 +139,7 @@ class MaskFiller:
         place = folder.absolute()
         predictor = Predictor(session, lambda: open_here(place)[1], manifest, folder)
         try:
-            predictor.check(encoder.encode([manifest.mask_token])[0][0])
+            predictor.check(encoder.encode([manifest.mask_token])[0])
         except InputError as error:
             raise BundleError(f"{folder}: its tokenizer does not read its own mask: {error}") from error
         self.engine = Engine(encoder, predictor, manifest)
@@ -220,7 +223,8 @@ class MaskFiller:
         Args:
             text: A text with one or more masks, written `[MASK]`, `<mask>` or as the model's own.
             top_k: Most predictions a mask.
-            targets: Words to choose among, each one token of the model; with or without a leading space.
+            targets: Words to choose among, each one token of the model; with or without a leading space. Text that
+                the model has no token for (an emoji, to most English models) is an error.
             allow: Words that may be given; those that are no single token are passed over.
             deny: Words that are never given.
             words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
@@ -375,8 +379,7 @@ class MaskFiller:
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise InputError(f"texts is a {type(texts).__name__}; give an iterable of strings")
-        if on_error not in get_args(OnError):
-            raise InputError(f"on_error is {on_error!r}; it must be 'raise' or 'return'")
+        check_choice("on_error", on_error, get_args(OnError))
         choice = Choice.of(
             self.engine,
             top_k=top_k,
@@ -411,7 +414,8 @@ class MaskFiller:
 
         Args:
             text: A text with masks; the others stay masks while one is ranked.
-            candidates: Words or phrases; where there are several masks, a list of them for each.
+            candidates: Words or phrases; where there are several masks, a list of them for each. One that holds text
+                that the model has no token for is an error: all such text would score alike.
             others: See above.
             normalize: Order by the mean log-probability of a token, which is kinder to long candidates.
 
@@ -423,8 +427,8 @@ class MaskFiller:
         """
         encoded = self._one_with_masks(text)
         lists = _lists_of_words(candidates, len(encoded.positions))
-        if others not in get_args(Others):
-            raise InputError(f"others is {others!r}; it must be one of {', '.join(get_args(Others))}")
+        check_choice("others", others, get_args(Others))
+        check_flag("normalize", normalize)
         return rank_candidates(self.engine, encoded, lists, others=others, normalize=normalize)
 
     def infill(
@@ -460,11 +464,9 @@ class MaskFiller:
         Raises:
             InputError: The text or an argument cannot be used.
         """
-        check_top_k(self.engine, top_k)
-        if not isinstance(beam_size, int) or isinstance(beam_size, bool) or not 1 <= beam_size <= _WIDEST_BEAM:
-            raise InputError(f"beam_size is {beam_size!r}; it must be from 1 to {_WIDEST_BEAM}")
-        if order not in get_args(Order):
-            raise InputError(f"order is {order!r}; it must be one of {', '.join(get_args(Order))}")
+        top_k = check_top_k(self.engine, top_k)
+        beam_size = whole_number("beam_size", beam_size, least=1, most=_WIDEST_BEAM)
+        check_choice("order", order, get_args(Order))
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
         expanded = expand_spans(text, self.engine.manifest.mask_token)
@@ -493,14 +495,14 @@ class MaskFiller:
         Returns:
             For each text its tokens with their natural log-probabilities, their sum and pseudo-perplexity; that
             of a corpus is `math.exp(-sum(r.logprob for r in results) / sum(len(r.tokens) for r in results))`.
+            Text that the model has no token for is scored as its unknown token; `TokenScore.unknown` says so.
 
         Raises:
             InputError: A text or an argument cannot be used; the message says which.
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings")
-        if method not in get_args(ScoreMethod):
-            raise InputError(f"method is {method!r}; it must be one of {', '.join(get_args(ScoreMethod))}")
+        check_choice("method", method, get_args(ScoreMethod))
         check_long_text(long_text)
         return list(score_texts(self.engine, texts, method=method, long_text=long_text))
 
@@ -522,14 +524,14 @@ class MaskFiller:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, list):
             raise InputError(f"inputs is a {type(inputs).__name__}; give a string or a list of strings")
-        check_top_k(self.engine, top_k)
+        top_k = check_top_k(self.engine, top_k)
         results = answer_as_pipeline(self.engine, texts, top_k, targets)
         return results[0] if len(results) == 1 else results
 
     def _one_with_masks(self, text: str) -> EncodedText:
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
-        return self.engine.encoder.encode([text])[0][0]
+        return self.engine.encoder.encode([text])[0]
 
 
 def open_named(folder: Path, name: str, *, threads: int | None = None, self_test: bool = False) -> MaskFiller:
@@ -541,12 +543,12 @@ def open_named(folder: Path, name: str, *, threads: int | None = None, self_test
 
 def _lists_of_words(candidates: object, masks: int) -> list[Sequence[str]]:
     if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
-        raise InputError(f"candidates is {candidates!r:.40}; give a list of words or phrases")
+        raise InputError(f"candidates is {shown(candidates)}; give a list of words or phrases")
     if all(isinstance(each, str) for each in candidates):
         candidates = [candidates]
     for each in candidates:
         if isinstance(each, str) or not isinstance(each, Sequence) or not each:
-            raise InputError(f"candidates holds {each!r:.40}; give a list of words or phrases, or one for each mask")
+            raise InputError(f"candidates holds {shown(each)}; give a list of words or phrases, or one for each mask")
     if len(candidates) != masks:
         raise InputError(
             f"the text has {masks} masks, there are candidates for {len(candidates)}; give a list for each"

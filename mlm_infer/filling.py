@@ -15,6 +15,7 @@ from .best import Answer, best_of
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
 from .errors import InputError
+from .options import check_flag, fraction, whole_number
 from .results import FillResult, MaskResult, Prediction
 from .vocabulary import Restriction
 
@@ -53,6 +54,8 @@ class Choice:
     min_score: float
     renormalize: bool
     long_text: LongText
+    most: int
+    """Most predictions of a mask that there can be."""
 
     @classmethod
     def of(
@@ -75,16 +78,17 @@ class Choice:
             InputError: One cannot be used.
         """
         restriction = Restriction.of(targets, allow, deny, words_only, pattern)
-        check_top_k(engine, top_k)
-        if not isinstance(min_score, int | float) or isinstance(min_score, bool) or not 0 <= min_score <= 1:
-            raise InputError(f"min_score is {min_score!r}; it must be a probability from 0 to 1")
-        if not isinstance(renormalize, bool):
-            raise InputError(f"renormalize is {renormalize!r}; it must be True or False")
+        top_k = check_top_k(engine, top_k)
+        min_score = fraction("min_score", min_score)
+        check_flag("renormalize", renormalize)
         check_long_text(long_text)
+        most = top_k
         if not restriction.is_none:
             # A restriction that nothing passes, even where most does, is an error of the arguments.
-            engine.encoder.vocabulary.permitted(restriction, True)
-        return cls(restriction, top_k, min_score, renormalize, long_text)
+            most = min(most, len(engine.encoder.vocabulary.permitted(restriction, True)))
+        if min_score:
+            most = int(min(most, 1 / min_score))
+        return cls(restriction, top_k, min_score, renormalize, long_text, most)
 
     def best(self, ids: NDArray[np.int64], logprobs: NDArray[np.float32]) -> Answer:
         """Return the best of what may be given."""
@@ -93,11 +97,10 @@ class Choice:
         return best_of(ids, logprobs, self.top_k)
 
 
-def check_top_k(engine: Engine, top_k: object) -> None:
-    """Raise InputError unless it is a number of tokens that the vocabulary has."""
+def check_top_k(engine: Engine, top_k: object) -> int:
+    """Return a number of tokens that the vocabulary has, or raise InputError."""
     size = engine.manifest.vocab_size
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= size:
-        raise InputError(f"top_k is {top_k!r}; it must be from 1 to {size}, the size of the vocabulary")
+    return whole_number("top_k", top_k, least=1, most=size, rest=", the size of the vocabulary")
 
 
 def fill_texts(engine: Engine, texts: Sequence[str], choice: Choice) -> list[FillResult]:
@@ -124,7 +127,7 @@ def encode_texts(
         choice: What is asked of them.
         first: Number of the first text, where these are a part of a stream.
     """
-    found = engine.encoder.try_encode(texts, choice.long_text, first=first)
+    found = engine.encoder.try_encode(texts, choice.long_text, copies=choice.most, first=first)
     if choice.restriction.is_none:
         return found
     try:
@@ -251,7 +254,7 @@ def answer_as_pipeline(
             action = "it is left out" if piece is None else f"its first piece {piece!r} is taken"
             logger.warning("the target %r is no token of this model: %s", target, action)
         candidates = np.array(ids, np.int64)
-    encoded = [part for parts in encoder.encode(texts) for part in parts]
+    encoded = encoder.encode(texts)
     if candidates is None:
         answers = predictor.top(encoded, top_k)
     else:

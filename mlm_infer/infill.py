@@ -13,6 +13,7 @@ from .best import Answer, best_of
 from .encoding import EncodedText, TextEncoder
 from .engine import Engine
 from .errors import InputError
+from .options import check_copies, shown
 from .predict import Predictor, Query
 from .results import Infilling
 from .vocabulary import Restriction
@@ -74,7 +75,8 @@ def _lengths(match: re.Match[str]) -> Sequence[int]:
     last = int(found[2] or first) if found else 0
     if not 1 <= first <= last <= _LONGEST_SPAN:
         raise InputError(
-            f"the span {match[0]!r} is malformed; write [MASK:2] or [MASK:1-4], with lengths from 1 to {_LONGEST_SPAN}"
+            f"the span {shown(match[0])} is malformed; write [MASK:2] or [MASK:1-4], with lengths from 1 to "
+            f"{_LONGEST_SPAN}"
         )
     return range(first, last + 1)
 
@@ -101,11 +103,13 @@ def infill_text(
         restriction: Which tokens may be given.
     """
     encoder = engine.encoder
-    found = []
+    found: list[Infilling] = []
     for encoded, spans, counts in parts:
         permitted = None if restriction.is_none else _permitted(encoder, encoded, restriction)
         width = max(beam_size, top_k if len(encoded.positions) == 1 else 1)
-        for state in _search(engine.predictor, encoded, width, order, permitted):
+        states = _search(engine.predictor, encoded, width, order, permitted)
+        check_copies("the text", text, len(found) + len(states))
+        for state in states:
             tokens = iter([state.ids[position] for position in encoded.positions])
             groups = [[next(tokens) for _ in range(count)] for count in counts]
             found.append(

@@ -8,9 +8,10 @@ import numpy as np
 from .encoding import EncodedText, TextEncoder
 from .engine import Engine
 from .errors import InputError
+from .options import check_copies, shown
 from .predict import Predictor, Query
 from .results import Candidate, RankResult
-from .vocabulary import is_text
+from .vocabulary import check_word
 
 __all__ = ["Others", "rank_candidates"]
 
@@ -32,9 +33,10 @@ def rank_candidates(
     for all candidates of a length, those of their second tokens one row for all with the same first.
 
     Raises:
-        InputError: A candidate is no token, or makes the text too long.
+        InputError: A candidate is no token, holds what the model has no token for, or makes the text too long.
     """
     encoder, longest, mask_id = engine.encoder, engine.manifest.max_length, engine.manifest.mask_id
+    check_copies("the text", text.text, sum(map(len, candidates)))
     answers = []
     for number, words in enumerate(candidates):
         pieces = [_pieces(encoder, text, number, word) for word in words]
@@ -42,7 +44,7 @@ def rank_candidates(
         for word, ids in zip(words, pieces, strict=True):
             if len(ids) > room:
                 raise InputError(
-                    f"the candidate {word!r:.40} has {len(ids)} tokens, the text leaves room for {room} "
+                    f"the candidate {shown(word)} has {len(ids)} tokens, the text leaves room for {room} "
                     f"(this model takes at most {longest} in all)"
                 )
         logprobs = _logprobs(engine.predictor, text, number, pieces, others, mask_id)
@@ -101,10 +103,10 @@ def _logprobs(
 
 
 def _pieces(encoder: TextEncoder, text: EncodedText, number: int, word: object) -> list[int]:
-    if not isinstance(word, str) or not word.strip() or not is_text(word):
-        raise InputError(f"the candidate {word!r:.40} is not a word or phrase; give strings such as 'good'")
+    word = check_word("candidate", word, "a word or phrase")
     start = text.spans[number][0]
     ids = encoder.pieces(word, begins_word=start > 0 and text.text[start - 1].isspace())
     if not ids:
-        raise InputError(f"the candidate {word!r:.40} holds nothing that is a token of this model")
+        raise InputError(f"the candidate {shown(word)} holds nothing that is a token of this model")
+    encoder.vocabulary.check_known("candidate", word, ids)
     return ids

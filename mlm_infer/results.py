@@ -143,12 +143,15 @@ class TokenScore:
         token_id: Its id.
         span: Where it stands in the text: first character, and the one after the last.
         logprob: Its natural log-probability in its place.
+        unknown: Whether it stands for text that the model has no token for. Its log-probability is then that of
+            any such text: "nice 😀" and "nice 🎉" score alike.
     """
 
     token: str
     token_id: int
     span: Span
     logprob: float
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

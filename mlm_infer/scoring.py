@@ -1,13 +1,15 @@
 """Pseudo-log-likelihoods of whole texts: each token predicted from the others."""
 
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .encoding import LongText, WholeText
 from .engine import Engine
-from .predict import Query
 from .results import ScoreResult, TokenScore
 
 __all__ = ["ScoreMethod", "score_texts"]
@@ -36,7 +38,7 @@ def score_texts(
     """
     encoder, longest, mask_id = engine.encoder, engine.manifest.max_length, engine.manifest.mask_id
     pending: list[tuple[WholeText, list[int]]] = []
-    queries: list[Query] = []
+    queries: list[_MaskedToken] = []
     held = 0
     for row, text in enumerate(texts):
         whole = encoder.whole(text, "the text" if len(texts) == 1 else f"text {row} of {len(texts)}", long_text)
@@ -50,23 +52,47 @@ def score_texts(
     yield from _score(engine, pending, queries)
 
 
-def _masked(whole: WholeText, place: int, method: ScoreMethod, longest: int, mask_id: int) -> Query:
-    ids, index = whole.window(place, longest)
-    masked = np.array(ids, np.int64)
-    last = place
+@dataclass(frozen=True, slots=True)
+class _MaskedToken:
+    """A text as the model sees it that is asked about one token.
+
+    The ids are made when they are asked for: those of all tokens of a long text would take gigabytes.
+    """
+
+    whole: WholeText
+    place: int
+    count: int
+    longest: int
+    mask_id: int
+    positions: tuple[int]
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        ids, index = self.whole.window(self.place, self.longest)
+        masked = np.array(ids, np.int64)
+        masked[index : min(index + self.count, len(ids) - self.whole.tail)] = self.mask_id
+        return masked
+
+
+def _masked(whole: WholeText, place: int, method: ScoreMethod, longest: int, mask_id: int) -> _MaskedToken:
+    count = 1
     if method == "pll_word_l2r":
-        while last + 1 < len(whole.ids) and whole.words[last + 1] == whole.words[place]:
-            last += 1
-    masked[index : index + last - place + 1] = mask_id
-    return Query(masked, (index,))
+        # A text without spaces may be one word; what is beyond the window need not be looked at.
+        following = whole.words[place : place + longest]
+        count = sum(1 for _ in itertools.takewhile(lambda word: word == whole.words[place], following))
+    return _MaskedToken(whole, place, count, longest, mask_id, (whole.window(place, longest)[1],))
 
 
-def _score(engine: Engine, pending: list[tuple[WholeText, list[int]]], queries: list[Query]) -> Iterator[ScoreResult]:
+def _score(
+    engine: Engine, pending: list[tuple[WholeText, list[int]]], queries: list[_MaskedToken]
+) -> Iterator[ScoreResult]:
     wanted = [[np.array([whole.ids[place]], np.int64)] for whole, places in pending for place in places]
     logprobs = iter(engine.predictor.candidates(queries, wanted))
+    vocabulary = engine.encoder.vocabulary
     for whole, places in pending:
         tokens = []
         for place in places:
             token_id, logprob = whole.ids[place], float(next(logprobs)[0][0])
-            tokens.append(TokenScore(engine.encoder.vocabulary.token(token_id), token_id, whole.spans[place], logprob))
+            unknown = token_id == vocabulary.unknown_id
+            tokens.append(TokenScore(vocabulary.token(token_id), token_id, whole.spans[place], logprob, unknown))
         yield ScoreResult(whole.text, tuple(tokens), sum(each.logprob for each in tokens))

@@ -1,7 +1,7 @@
 """The vocabulary as words: what begins one, how it reads without its tokenizer's marker, which ones may be given."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -10,11 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .options import check_flag, check_length, shown
 from .tokenizing import SafeTokenizer
 
-__all__ = ["NO_TEXT", "Restriction", "Vocabulary", "is_text"]
+__all__ = ["NO_TEXT", "Restriction", "Vocabulary", "check_word", "is_text"]
 
 NO_TEXT = "holds half a surrogate pair, which is no character; decode it with errors='replace'"
+
+_LONGEST_PATTERN = 100_000
+"""As many characters take a second to compile, ten megabytes more than two minutes."""
+
+_NAMED = 8
+"""Most tokens of a target that an error names."""
 
 
 def is_text(text: str) -> bool:
@@ -32,7 +39,8 @@ class Restriction:
 
     Attributes:
         targets: Words to choose among, each one token; None for no such choice.
-        allow: Words that may be given; None for all. Words that are no single token are passed over.
+        allow: Words that may be given; None for all. Words that are no single token are passed over, and so is the
+            unknown token.
         deny: Words that are never given.
         words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
         pattern: Regular expression that a word has to match as a whole.
@@ -61,27 +69,21 @@ class Restriction:
         if isinstance(targets, str):
             targets = (targets,)
         chosen = None if targets is None else _check_targets(targets)
-        for name, words in (("allow", allow), ("deny", deny)):
-            if isinstance(words, str) or not isinstance(words, Collection | None):
-                raise InputError(f"{name} is {words!r:.40}; give a list of words")
-            for word in words or ():
-                if not isinstance(word, str):
-                    raise InputError(f"{name} holds {word!r:.40}, a {type(word).__name__}; give strings")
-        if not isinstance(words_only, bool):
-            raise InputError(f"words_only is {words_only!r}; it must be True or False")
+        allowed = None if allow is None else _check_words("allow", allow)
+        denied = frozenset[str]() if deny is None else _check_words("deny", deny)
+        check_flag("words_only", words_only)
         if not isinstance(getattr(pattern, "pattern", pattern), str | None):
-            raise InputError(f"pattern is {pattern!r:.40}; give a string")
+            raise InputError(f"pattern is {shown(pattern)}; give a string")
+        if isinstance(pattern, str) and len(pattern) > _LONGEST_PATTERN:
+            raise InputError(
+                f"pattern has {len(pattern):,} characters, and may have at most {_LONGEST_PATTERN:,}; allow takes a "
+                f"list of words: {shown(pattern)}"
+            )
         try:
             compiled = re.compile(pattern) if pattern is not None else None
         except (re.error, TypeError, RecursionError, OverflowError) as error:
-            raise InputError(f"pattern {pattern!r} is no regular expression: {error}") from error
-        return cls(
-            chosen,
-            frozenset(allow) if allow is not None else None,
-            frozenset(deny or ()),
-            words_only,
-            compiled,
-        )
+            raise InputError(f"pattern {shown(pattern)} is no regular expression: {error}") from error
+        return cls(chosen, allowed, denied, words_only, compiled)
 
     @property
     def is_none(self) -> bool:
@@ -118,6 +120,10 @@ class Vocabulary:
         content = tokenizer.settings
         decoder = content.get("decoder") or {}
         self.word_piece: str | None = decoder.get("prefix", "##") if decoder.get("type") == "WordPiece" else None
+        model = content.get("model") or {}
+        named = model.get("unk_token")
+        self.unknown_id: int | None = model.get("unk_id") if named is None else tokenizer.token_to_id(named)
+        """The token that stands for all text without one of its own; None where bytes stand for it."""
         self._special = {each["id"] for each in content.get("added_tokens", []) if each.get("special")}
         # Asked for again and again with the same words; ten thousand of them take longer to look up than to score.
         self.find_targets = lru_cache(maxsize=16)(self._find_targets)
@@ -171,7 +177,7 @@ class Vocabulary:
 
     def _passes(self, token_id: int, restriction: Restriction, begins_text: bool) -> bool:
         text = self.words[token_id]
-        if restriction.allow is not None and text not in restriction.allow:
+        if restriction.allow is not None and (text not in restriction.allow or token_id == self.unknown_id):
             return False
         if text in restriction.deny or (restriction.pattern is not None and not restriction.pattern.fullmatch(text)):
             return False
@@ -191,7 +197,8 @@ class Vocabulary:
         A word is looked up as one that begins a word first: ` pizza` is `Ġpizza` for RoBERTa.
 
         Raises:
-            InputError: A target is not one token of the vocabulary, or there is none.
+            InputError: A target is not one token of the vocabulary, or is text that it has no token for, or there
+                is none.
         """
         found: dict[int, None] = {}
         for target in targets:
@@ -200,17 +207,27 @@ class Vocabulary:
             token_id = next((self.ids[name] for name in names if name in self.ids), None)
             if token_id is None:
                 pieces = self._tokenizer.encode(f" {stripped}", add_special_tokens=False).ids
+                self.check_known("target", target, pieces)
                 if len(pieces) != 1:
-                    tokens = ", ".join(map(self.token, pieces)) or "none"
+                    tokens = ", ".join(map(self.token, pieces[:_NAMED])) or "none"
                     raise InputError(
-                        f"the target {target!r} is not one token of this model, but {len(pieces)} ({tokens}); "
-                        "rank takes words of any length"
+                        f"the target {shown(target)} is not one token of this model, but {len(pieces)} ({tokens}"
+                        f"{', ...' if len(pieces) > _NAMED else ''}); rank takes words of any length"
                     )
                 token_id = pieces[0]
+            self.check_known("target", target, [token_id])
             found[token_id] = None
         if not found:
             raise InputError("targets is empty; give at least one word, or leave it out")
         return list(found)
+
+    def check_known(self, name: str, word: str, ids: Sequence[int]) -> None:
+        """Raise InputError if any of a word's tokens is the unknown one, which is the same for all unknown text."""
+        if self.unknown_id in ids:
+            raise InputError(
+                f"this model has no token for the {name} {shown(word)} or a part of it, only "
+                f"{self.token(ids[ids.index(self.unknown_id)])}, as for all such text; leave it out"
+            )
 
     def first_pieces(self, targets: Sequence[str]) -> tuple[list[int], dict[str, str | None]]:
         """Look up targets as the transformers pipeline does: one not in the vocabulary gives its first piece.
@@ -223,11 +240,13 @@ class Vocabulary:
         """
         ids: dict[int, None] = {}
         replaced: dict[str, str | None] = {}
-        for target in _iterable(targets):
+        for target in _each(targets):
             if not isinstance(target, str):
-                raise InputError(f"the target {target!r} is a {type(target).__name__}; give strings such as 'good'")
+                kind = type(target).__name__
+                raise InputError(f"the target {shown(target)} is a {kind}; give strings such as 'good'")
+            check_length("a target", target)
             if not is_text(target):
-                raise InputError(f"the target {target!r} {NO_TEXT}")
+                raise InputError(f"the target {shown(target)} {NO_TEXT}")
             token_id = self.ids.get(target)
             if token_id is None:
                 pieces = self._tokenizer.encode(target, add_special_tokens=False).ids
@@ -241,14 +260,29 @@ class Vocabulary:
         return list(ids), replaced
 
 
-def _iterable(targets: object) -> Iterable[object]:
-    if not isinstance(targets, Iterable):
-        raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words")
-    return targets
+def _each(targets: object) -> tuple[object, ...]:
+    try:
+        return tuple(targets)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words") from error
+
+
+def _check_words(name: str, words: object) -> frozenset[str]:
+    """Return the words of `allow` or `deny`."""
+    try:
+        found = None if isinstance(words, str) or not isinstance(words, Collection) else tuple(words)
+    except TypeError:  # an array of numpy without dimensions is called a collection, and is none
+        found = None
+    if found is None:
+        raise InputError(f"{name} is {shown(words)}; give a list of words")
+    for word in found:
+        if not isinstance(word, str):
+            raise InputError(f"{name} holds {shown(word)}, a {type(word).__name__}; give strings")
+    return frozenset(found)
 
 
 def _check_targets(targets: object) -> tuple[str, ...]:
-    found = tuple(_iterable(targets))
+    found = _each(targets)
     try:
         return _checked(found)
     except TypeError:  # one that cannot be hashed is no string
@@ -262,6 +296,21 @@ def _checked(targets: tuple[object, ...]) -> tuple[str, ...]:
 
 
 def _check_target(target: object) -> str:
-    if not isinstance(target, str) or not target.strip() or not is_text(target):
-        raise InputError(f"the target {target!r:.60} is not a word; give strings such as 'good'")
-    return target
+    return check_word("target", target, "a word")
+
+
+def check_word(name: str, word: object, kind: str) -> str:
+    """Return what is to come in the place of a mask.
+
+    Args:
+        name: What it is called in an error.
+        word: What was given.
+        kind: What it must be.
+
+    Raises:
+        InputError: It is no text, blank, or too long.
+    """
+    if not isinstance(word, str) or not word.strip() or not is_text(word):
+        raise InputError(f"the {name} {shown(word)} is not {kind}; give strings such as 'good'")
+    check_length(f"a {name}", word)
+    return word

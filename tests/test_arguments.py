@@ -1,5 +1,6 @@
 """Any text and every argument of the methods, generated, against plain PyTorch on a real and a byte-level model."""
 
+import inspect
 import itertools
 import math
 import re
@@ -63,6 +64,49 @@ def test_scores_of_any_text_do_not_depend_on_company(
         np.testing.assert_allclose(
             [each.logprob for each in result.tokens], [each.logprob for each in alone.tokens], atol=2e-4
         )
+
+
+OPTIONS = [
+    *("top_k", "targets", "allow", "deny", "words_only", "pattern", "min_score", "renormalize", "long_text"),
+    *("candidates", "others", "normalize", "beam_size", "order", "method"),
+]
+ANYTHING: st.SearchStrategy[Any] = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=4),
+    st.sampled_from([np.int64, np.uint8, np.float32, np.float64, np.bool_]).flatmap(
+        lambda kind: st.integers(0, 100).map(kind)
+    ),
+    st.sampled_from(
+        [10**5000, np.array(["good", "bad"]), np.array(3), np.float32("nan"), object(), {}, re.compile(b"a")]
+    ),
+    st.sampled_from(
+        ["error", "window", "visible", "pll", "[UNK]", "[MASK]", "😀", "nice 😀", "\ud800", "\0", "x" * 10**6]
+    ),
+    st.text(st.characters(), max_size=4),
+    st.lists(st.text(st.characters(), max_size=4) | st.sampled_from(["good", "😀", "\udfff", 5, None]), max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from(["fill", "fill_batch", "__call__", "rank", "infill", "score"]),
+    options=st.dictionaries(st.sampled_from(OPTIONS), ANYTHING, max_size=3),
+    first=st.just("A [MASK] film.") | ANYTHING,
+)
+def test_arguments_of_any_kind(
+    pair: tuple[MaskFiller, Reference], method: str, options: dict[str, Any], first: Any
+) -> None:
+    """Numbers of numpy, emoji, half characters, huge words and what is none of all: an answer, or one short line."""
+    filler, _ = pair
+    ask = getattr(filler, method)
+    named = {name: value for name, value in options.items() if name in inspect.signature(ask).parameters}
+    if method == "rank":
+        named.setdefault("candidates", ["good", "😀"])
+    try:
+        ask([first] if method in ("fill_batch", "score") else first, **named)
+    except InputError as error:
+        message = str(error)
+        assert "\n" not in message
+        assert len(message) < 400
 
 
 LISTS = st.none() | st.lists(

@@ -74,12 +74,20 @@ def test_top_k(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "targets", ["film", ["film", "movie", "film"], ["the", "unfathomablest"], [" film", "a", "of", "to", "in", "it"]]
+    "targets",
+    [
+        "film",
+        ["film", "movie", "film"],
+        ["the", "unfathomablest"],
+        [" film", "a", "of", "to", "in", "it"],
+        "😀",
+        ["😀", "film", "🎉"],
+    ],
 )
 def test_targets(
     name: str, targets: Any, checkpoints: dict[str, Path], bundles: dict[str, Path], offline_pipeline: Any
 ) -> None:
-    """One target, duplicates, words that are no token, and more targets than top_k."""
+    """One target, duplicates, words that are no token, unknown text, and more targets than top_k."""
     pipe = offline_pipeline(checkpoints[name])
     text = f"This is a great {pipe.tokenizer.mask_token} with no {pipe.tokenizer.mask_token}."
     assert_same(MaskFiller(bundles[name], precision="fp32")(text, targets=targets), pipe(text, targets=targets))
@@ -134,8 +142,11 @@ def texts(draw: st.DrawFn) -> str:
 
 TARGETS = st.one_of(
     st.none(),
-    st.sampled_from(["film", " film", "unfathomablest", "Film", "", "é"]),
-    st.lists(st.sampled_from(["film", "good", " a", "the", "film", "unfathomablest", "", ".", "映"]), max_size=6),
+    st.sampled_from(["film", " film", "unfathomablest", "Film", "", "é", "😀"]),
+    st.lists(
+        st.sampled_from(["film", "good", " a", "the", "film", "unfathomablest", "", ".", "映", "😀", "[UNK]"]),
+        max_size=6,
+    ),
 )
 
 

@@ -67,6 +67,9 @@ def _any_value(random: Random) -> Any:
             *("error", "window", "left_to_right", "visible", "pll", "pll_word_l2r", "[a-z]+", "(", 0.5, False),
             *(None, True, 0, -1, 1, 5, 10**6, 10**30, 2.5, float("nan"), "", "good", "\ud800", b"good", [], ["good"]),
             *([None], ["good", 5], {"good": 1}, {"good"}, ("bad", "good"), object(), [[]], any_text(random), range(3)),
+            *(np.int64(3), np.uint8(0), np.float32(0.5), np.float64("nan"), np.bool_(True), np.array(2), 10**5000),
+            *(np.array(["good", "bad"]), "😀", ["😀", "good"], "nice 😀", ["[UNK]"], "\0", "\x07\x1b", "x" * 10**6),
+            *(["x " * 10**6], ["good"] * 10**4, "a" * 10**5 + " [MASK]", "[MASK] " * 600, "[MASK:1-4]", "(a+)+$"),
             *("[MASK]", ["A [MASK].", any_text(random)], Path("x"), "cpu", "cuda:7", "int8", "fp16"),
         )
     )

@@ -1,0 +1,335 @@
+"""Odd questions get a right answer or one clear line: unknown text, numpy's numbers, odd characters, great sizes."""
+
+import math
+import tracemalloc
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlm_infer import InputError, MaskFiller
+from mlm_infer.results import FillResult
+from mlm_infer.scoring import _masked
+
+LARGE = pytest.param(10**5000, id="huge")
+"""A number that Python refuses to write out, and so does pytest."""
+
+
+@pytest.fixture(scope="module")
+def shipped() -> MaskFiller:
+    """The small model of the package."""
+    return MaskFiller(device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module", params=["bert", "albert"])
+def with_unknown(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> MaskFiller:
+    """A WordPiece and a SentencePiece vocabulary: both have a token for all that they do not know."""
+    return MaskFiller(bundles[request.param], precision="fp32")
+
+
+@pytest.mark.parametrize("word", ["😀", "[UNK]", "nice 😀", "😀🎉"])
+def test_unknown_text_is_no_candidate(with_unknown: MaskFiller, word: str) -> None:
+    """What becomes the unknown token, in whole or in part, is refused by name, alone and among others."""
+    word = word.replace("[UNK]", with_unknown.engine.encoder.vocabulary.token(unknown_id(with_unknown)))
+    message = f"this model has no token for the (target|candidate) {word!r} or a part of it"
+    for words in ([word], ["a", word]):
+        with pytest.raises(InputError, match=message.replace("[UNK]", r"\[UNK\]")):
+            with_unknown.fill("The party was [MASK].", targets=words)
+        with pytest.raises(InputError, match=message.replace("[UNK]", r"\[UNK\]")):
+            with_unknown.rank("The party was [MASK].", words)
+
+
+def unknown_id(filler: MaskFiller) -> int:
+    """The id of the unknown token, which there has to be."""
+    found = filler.engine.encoder.vocabulary.unknown_id
+    assert found is not None
+    return found
+
+
+def test_unknown_text_is_not_allowed(with_unknown: MaskFiller) -> None:
+    """`allow` passes it over, however it is written; with nothing else nothing is left."""
+    unknown = with_unknown.engine.encoder.vocabulary.token(unknown_id(with_unknown))
+    known = with_unknown.fill("It was [MASK].", allow=["a", "the"])
+    assert with_unknown.fill("It was [MASK].", allow=["a", "😀", unknown, "the"]) == known
+    assert {each.text for each in known.masks[0].predictions} == {"a", "the"}
+    for ask in (with_unknown.fill, with_unknown.infill):
+        with pytest.raises(InputError, match="no token of the vocabulary is left"):
+            ask("It was [MASK].", allow=["😀", unknown])
+
+
+def test_unknown_tokens_of_a_scored_text_are_marked(with_unknown: MaskFiller) -> None:
+    """A score is given, and says which of its tokens stand for text that has none."""
+    (result,) = with_unknown.score(["the 😀 film"])
+    found = [each.token for each in result.tokens if each.unknown]
+    assert found == [with_unknown.engine.encoder.vocabulary.token(unknown_id(with_unknown))]
+    assert result.to_dict()["tokens"][-1]["unknown"] is False
+
+
+def test_bytes_know_every_text(bundles: dict[str, Path]) -> None:
+    """A byte-level vocabulary ranks and scores emoji, each by its own bytes."""
+    filler = MaskFiller(bundles["roberta"], precision="fp32")
+    (ranked,) = filler.rank("It was <mask>.", ["😀", "🎉", "nice 😀"]).masks
+    assert len({each.score for each in ranked}) == len({each.tokens for each in ranked}) == 3
+    (result,) = filler.score(["nice 😀"])
+    assert not any(each.unknown for each in result.tokens)
+    with pytest.raises(InputError, match="is not one token of this model"):
+        filler.fill("It was <mask>.", targets="😀")
+
+
+def test_fill_may_predict_the_unknown_token(shipped: MaskFiller) -> None:
+    """As the pipeline does, among all the others; `words_only` and `deny` leave it out."""
+    text, size, token = "The party was [MASK].", shipped.info.vocab_size, "[UNK]"
+    everything = shipped.fill(text, top_k=size).masks[0].predictions
+    assert token in {each.token for each in everything}
+    for options in ({"words_only": True}, {"deny": [token]}):
+        some = shipped.fill(text, top_k=size, **options).masks[0].predictions
+        assert token not in {each.token for each in some}
+
+
+TEXT = "A [MASK] film."
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, np.array])
+def test_whole_numbers_of_numpy(shipped: MaskFiller, kind: Any) -> None:
+    """They are taken wherever a Python int is, and mean the same."""
+    assert shipped.fill(TEXT, top_k=kind(3)) == shipped.fill(TEXT, top_k=3)
+    assert shipped(TEXT, top_k=kind(2)) == shipped(TEXT, top_k=2)
+    assert shipped.fill_batch([TEXT], top_k=kind(3)) == shipped.fill_batch([TEXT], top_k=3)
+    assert list(shipped.fill_stream([TEXT], top_k=kind(1))) == list(shipped.fill_stream([TEXT], top_k=1))
+    assert shipped.infill(TEXT, top_k=kind(2), beam_size=kind(3)) == shipped.infill(TEXT, top_k=2, beam_size=3)
+    assert MaskFiller(threads=kind(1)).fill(TEXT) == shipped.fill(TEXT)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
+def test_probabilities_of_numpy(shipped: MaskFiller, kind: Any) -> None:
+    """The same as that number as a Python float."""
+    for value in (0, 0.0625, 1):
+        assert shipped.fill(TEXT, min_score=kind(value)) == shipped.fill(TEXT, min_score=float(kind(value)))
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float64(2), math.nan, np.inf, "5", None, LARGE, [5]])
+def test_no_whole_numbers(shipped: MaskFiller, value: Any) -> None:
+    """Bools, fractions, NaN, infinities, and numbers that Python cannot write out."""
+    message = "must be from 1 to"
+    for ask in (
+        lambda: shipped.fill(TEXT, top_k=value),
+        lambda: shipped(TEXT, top_k=value),
+        lambda: shipped.infill(TEXT, top_k=value),
+        lambda: shipped.infill(TEXT, beam_size=value),
+        lambda: MaskFiller(threads=value if value is not None else 0),
+    ):
+        with pytest.raises(InputError, match=message):
+            ask()
+
+
+def test_words_in_an_array_of_numpy(shipped: MaskFiller) -> None:
+    """A collection like any other, for each list of words of `fill`."""
+    words = ["good", "the", "bad"]
+    ask: Any = shipped.fill
+    for name in ("targets", "allow", "deny"):
+        assert ask(TEXT, **{name: np.array(words)}) == ask(TEXT, **{name: words})
+
+
+@pytest.mark.parametrize("value", [False, np.False_, math.nan, np.float32("nan"), math.inf, -0.1, np.float32(2), LARGE])
+def test_no_probabilities(shipped: MaskFiller, value: Any) -> None:
+    """Bools and what lies outside 0 to 1."""
+    with pytest.raises(InputError, match="must be a probability from 0 to 1"):
+        shipped.fill(TEXT, min_score=value)
+
+
+class Unwritable:
+    """An object whose `repr` fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("value", [LARGE, Unwritable(), np.array(["error", "window"]), ["x" * 10_000], {"x" * 10_000}])
+def test_values_that_cannot_be_shown(shipped: MaskFiller, value: Any) -> None:
+    """As any argument: an InputError of one short line, never the error of writing it out."""
+    for name in ("words_only", "pattern", "min_score", "renormalize", "long_text", "top_k"):
+        with pytest.raises(InputError) as caught:
+            shipped.fill(TEXT, **{name: value})
+        assert len(str(caught.value)) < 200
+    for ask in (
+        lambda: shipped.fill(TEXT, targets=[value]),
+        lambda: shipped.fill(TEXT, allow=[value]),
+        lambda: shipped.fill(TEXT, deny=[value]),
+        lambda: shipped(TEXT, targets=[value]),
+        lambda: shipped.fill_batch([value]),
+        lambda: shipped.rank(TEXT, ["a", value]),
+        lambda: shipped.rank(TEXT, ["a"], others=value),
+        lambda: shipped.rank(TEXT, ["a"], normalize=value),
+        lambda: shipped.infill(TEXT, order=value),
+        lambda: shipped.score(["a"], method=value),
+        lambda: shipped.fill_stream([TEXT], on_error=value),
+        lambda: MaskFiller(device=value),
+        lambda: MaskFiller(precision=value),
+        lambda: MaskFiller(backend=value),
+    ):
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", "is no regular expression"),
+        ("(" * 20_000, "is no regular expression"),
+        ("a{99999999999999999999}", "is no regular expression"),
+        (b"a", "give a string"),
+        ("a|" * 100_000, "pattern has 200,000 characters, and may have at most 100,000; allow takes a list"),
+    ],
+)
+def test_patterns_that_are_none(shipped: MaskFiller, pattern: Any, message: str) -> None:
+    """Broken, of bytes, or so long that to compile it alone would take minutes."""
+    with pytest.raises(InputError, match=message) as caught:
+        shipped.fill(TEXT, pattern=pattern)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.timeout(120)
+def test_a_pattern_that_backtracks_meets_short_words(shipped: MaskFiller) -> None:
+    """What would not end on a long text ends on the words of this vocabulary, of at most 18 characters."""
+    assert max(map(len, shipped.engine.encoder.vocabulary.words)) == 18
+    (mask,) = shipped.fill(TEXT, pattern="(a+)+$").masks
+    assert {each.text for each in mask.predictions} <= {"a", "aa", "aaa"}
+    with pytest.raises(InputError, match="no token of the vocabulary is left"):
+        shipped.fill(TEXT, pattern="(.+)+!!")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[SEP] [MASK] [CLS]",
+        "[CLS][SEP][MASK][PAD][UNK]",
+        "\0[MASK]\0\0",
+        "\u202eערב [MASK] ארץ\u202c",
+        "مرحبا [MASK] يا [MASK]",
+        "e" + "\u0301" * 5_000 + " [MASK]",
+        "\u200b\ufeff[MASK]\u2028\x85",
+        "a" * 50_000 + " [MASK]",
+    ],
+)
+def test_odd_texts(shipped: MaskFiller, text: str) -> None:
+    """Special tokens alone, NUL, right to left, marks upon marks, one endless word: what the user wrote is kept."""
+    result = shipped.fill(text, top_k=3)
+    assert len(result.masks) == text.count("[MASK]")
+    for mask in result.masks:
+        assert text[slice(*mask.span)] == "[MASK]"
+        for each in mask.predictions:
+            assert each.sequence.endswith(text[mask.span[1] :])
+            assert each.sequence.startswith(text[: mask.span[0]].rstrip(" "))
+    for infilling in shipped.infill(text, top_k=1):
+        assert infilling.sequence.endswith(text[result.masks[-1].span[1] :])
+
+
+def test_windows_are_placed_right_in_any_spelling(shipped: MaskFiller) -> None:
+    """A window of the user's text is that of the text in the model's own spelling, and the answers are the same."""
+    random = Random(3)
+    for _ in range(2):
+        words = random.choices(["the", "film", "Straße", "naïve", "e\u0301", "映画", "{}", "{} ", "{}"], k=600)
+        text, plain = (" ".join(words).replace("{}", each) for each in ("<mask>", "[MASK]"))
+        one, other = (shipped.fill(each, long_text="window", top_k=2) for each in (text, plain))
+        for mine, own in zip(one.masks, other.masks, strict=True):
+            assert mine.window is not None
+            assert own.window is not None
+            assert text[slice(*mine.window)].replace("<mask>", "[MASK]") == plain[slice(*own.window)]
+            assert text[slice(*mine.span)] == "<mask>"
+            assert [each.logprob for each in mine.predictions] == [each.logprob for each in own.predictions]
+
+
+@pytest.mark.timeout(30)
+def test_a_text_of_many_masks_is_linear(shipped: MaskFiller) -> None:
+    """Where the windows of twelve thousand masks lie is found at once; a minute, where each looked at all others."""
+    (parts,) = shipped.engine.encoder.try_encode(["<mask> " * 12_000], "window")
+    assert not isinstance(parts, InputError)
+    assert len(parts) == 12_000
+    assert parts[-1].spans == ((7 * 11_999, 7 * 12_000 - 1),)
+    assert parts[-1].window == (7 * (12_000 - 510), 7 * 12_000 - 1)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda f: f.fill("[MASK] " * 100_000, long_text="window"),
+        lambda f: f.fill("[MASK] " * 500, top_k=f.info.vocab_size),
+        lambda f: f.fill("a" * 900_000 + " [MASK]", top_k=2_000),
+        lambda f: f.rank("a" * 900_000 + " [MASK]", ["good"] * 2_000),
+        lambda f: f.infill("a" * 900_000 + " [MASK]", top_k=2_000),
+    ],
+)
+def test_an_answer_that_fits_into_no_memory(shipped: MaskFiller, ask: Any) -> None:
+    """Each prediction holds the text: before gigabytes are asked for, the numbers are said."""
+    with pytest.raises(InputError, match=r"its answer would hold it [\d,]+ times, which is more than 1,000,000,000"):
+        ask(shipped)
+
+
+def test_what_cannot_be_many_is_not_refused(shipped: MaskFiller) -> None:
+    """Targets, a restriction and a least score bound an answer, whatever `top_k` says."""
+    text, size = "a" * 300_000 + " [MASK]", shipped.info.vocab_size
+    for options in ({"targets": ["good"]}, {"allow": ["good", "bad"]}, {"min_score": 0.01}):
+        result = shipped.fill(text, top_k=size, **options)
+        assert isinstance(result, FillResult)
+    assert shipped.infill(text, top_k=size, allow=["good"])[0].fillings == ("good",)
+    stream = shipped.fill_stream(["[MASK] " * 500, TEXT], top_k=size, on_error="return")
+    assert [type(each) for each in stream] == [InputError, FillResult]
+
+
+@pytest.mark.parametrize("word", ["x" * 1_000_001, "x " * 600_000])
+def test_candidates_of_a_megabyte(shipped: MaskFiller, word: str) -> None:
+    """Refused before they are tokenized."""
+    for ask in (
+        lambda: shipped.rank(TEXT, ["good", word]),
+        lambda: shipped.fill(TEXT, targets=[word]),
+        lambda: shipped(TEXT, targets=["good", word]),
+    ):
+        with pytest.raises(InputError, match=r"characters, and may have at most 1,000,000; shorten it"):
+            ask()
+
+
+def test_targets_of_many_tokens_are_named_in_one_line(shipped: MaskFiller) -> None:
+    """The first tokens alone."""
+    with pytest.raises(InputError, match=r"not one token of this model, but 50000 \(x, x.*, \.\.\.\)") as caught:
+        shipped.fill(TEXT, targets="x " * 50_000)
+    assert len(str(caught.value)) < 250
+
+
+def test_methods_without_windows_offer_none(shipped: MaskFiller) -> None:
+    """The advice of an error names no option that the method lacks."""
+    text = "good " * 600 + "[MASK]"
+    for ask in (lambda: shipped.infill(text), lambda: shipped.rank(text, ["a"]), lambda: shipped(text)):
+        with pytest.raises(InputError, match="at most 512; shorten it: "):
+            ask()
+    with pytest.raises(InputError, match="at most 512; shorten it, or take long_text='window': "):
+        shipped.fill(text)
+
+
+def test_a_long_text_is_scored_in_little_memory(shipped: MaskFiller) -> None:
+    """The masked windows of a long text are made as they are asked about: all at once, they took 4 KB a token."""
+    whole = shipped.engine.encoder.whole("good " * 20_000, "the text", "window")
+    tracemalloc.start()
+    asked = [_masked(whole, place, "pll_word_l2r", 512, 103) for place in range(1, 20_001)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    assert [(asked[place].ids == 103).sum() for place in (0, 700, -1)] == [1, 1, 1]
+
+
+@pytest.mark.timeout(60)
+def test_a_text_that_is_one_word(bundles: dict[str, Path]) -> None:
+    """Scored within its word, a token looks no further than its window, whose last special token stays as it is."""
+    filler = MaskFiller(bundles["roberta"], precision="fp32")
+    whole = filler.engine.encoder.whole("ab" * 30_000, "the text", "window")
+    assert len(set(whole.words[1:-1])) == 1
+    longest, mask = filler.info.max_length, filler.engine.manifest.mask_id
+    asked = [_masked(whole, place, "pll_word_l2r", longest, mask) for place in range(1, len(whole.ids) - 1)]
+    for each in (asked[0], asked[len(asked) // 2], asked[-1]):
+        (index,) = each.positions
+        ids = each.ids
+        assert len(ids) == longest
+        assert (ids[index:-1] == mask).all()
+        assert ids[-1] == whole.ids[-1]
