@@ -68,7 +68,8 @@ def export_bundle(
         calibration_data: UTF-8 text for int8, one text a line; None takes the built-in movie reviews, or text that
             the model writes by itself where its vocabulary is not made for them.
         without_passes: Graph passes to leave out, among `fusions`, `attention` and `rows`.
-        overwrite: Replace an output folder that exists, once the new one is complete.
+        overwrite: Replace an output folder that exists, once the new one is complete: an empty one, or one that holds
+            what this package wrote and nothing else, and lies apart from what is read.
         on_step: Called with a line of text as each step begins.
         on_progress: Called with the share of the work that is done, from 0 to 1, a rough estimate of the time.
 
@@ -76,7 +77,7 @@ def export_bundle(
         The comparison with PyTorch, which the bundle's manifest holds too.
 
     Raises:
-        OutputExistsError: The output folder exists and `overwrite` is false.
+        OutputExistsError: The output folder exists and `overwrite` is false, or it may not be replaced.
         ModelError: The checkpoint is no masked language model, its head has no weights, or its
             architecture cannot be exported.
         ExportError: The fp32 answers are much further from those in fp64 than PyTorch's own, or int8 or fp16 cannot
@@ -92,7 +93,8 @@ def export_bundle(
     if strange:
         raise InputError(f"there is no graph pass {strange[0]!r}; the passes are {', '.join(PASSES)}")
     target = Path(output).expanduser()
-    check_output(target, overwrite=overwrite)
+    sources = [model, *([] if calibration_data is None else [calibration_data])]
+    check_output(target, overwrite=overwrite, sources=sources)
     budget = budget or Budget()
     stages = _Stages([*(["onnx"] if "onnx" in formats else []), *precisions, *formats], on_step, on_progress)
 
@@ -181,7 +183,7 @@ def export_bundle(
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         record_answers(bundle)
         stages.begin("write", f"writing {target}")
-        move_into_place(bundle, target, overwrite=overwrite)
+        move_into_place(bundle, target, overwrite=overwrite, sources=sources)
         stages.within(1.0)
     return report
 
@@ -261,8 +263,8 @@ def _abandoned(folder: Path) -> bool:
     lock = folder / _LOCK
     try:
         if not lock.exists():
-            # A process that has just made it takes the lock next.
-            return time.time() - folder.stat().st_mtime > 60
+            # A process that has just made it takes the lock next; what holds something without one is somebody else's.
+            return not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > 60
         with FileLock(lock, timeout=0):
             return True
     except (Timeout, OSError):

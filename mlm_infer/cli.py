@@ -4,15 +4,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .chunks import chunked
 from .command import command_errors
 from .errors import DataError, InputError
-from .read_texts import read_texts
+from .read_texts import ReadText, read_lines, read_texts
 from .tables import format_table
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def main(
     total = _count(texts, paths, column)
     bar: ProgressBar[int]
     with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
-        while chunk := list(islice(lines, _CHUNK)):
+        for chunk in chunked(lines, _CHUNK, lambda read: len(read.text)):
             for result in _fill(filler, chunk, top_k, words or None):
                 click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
             bar.update(len(chunk))
@@ -125,48 +125,40 @@ def _to_file(
     click.echo(f"written: {output}, {done} texts{errors}{rate}", err=True)
 
 
-def _fill(
-    filler: "MaskFiller", chunk: list[tuple[str, str]], top_k: int, targets: list[str] | None
-) -> "Iterator[FillResult]":
+def _fill(filler: "MaskFiller", chunk: list[ReadText], top_k: int, targets: list[str] | None) -> "Iterator[FillResult]":
     """Yield the results of a chunk; where a text is wrong, those before it come first, then its error."""
     try:
-        yield from filler.fill_batch([text for _, text in chunk], top_k=top_k, targets=targets)
+        if not any(read.wrong for read in chunk):
+            yield from filler.fill_batch([read.text for read in chunk], top_k=top_k, targets=targets)
+            return
     except InputError:
-        for place, text in chunk:
-            try:
-                result = filler.fill(text, top_k=top_k, targets=targets)
-            except InputError as error:
-                if not place:
-                    raise
-                raise DataError(f"{place}: {error}") from error
-            yield result
+        pass
+    for read in chunk:
+        if read.wrong:
+            raise DataError(read.wrong)
+        try:
+            result = filler.fill(read.text, top_k=top_k, targets=targets)
+        except InputError as error:
+            if not read.place:
+                raise
+            raise DataError(f"{read.place}: {error}") from error
+        yield result
 
 
-def _lines(texts: Sequence[str], paths: Sequence[Path], column: str) -> Iterator[tuple[str, str]]:
-    """Yield where a text stands (empty for an argument) and the text; blank lines are left out."""
+def _lines(texts: Sequence[str], paths: Sequence[Path], column: str) -> Iterator[ReadText]:
+    """Yield arguments, and lines of what they name; blank lines are left out."""
     for text in texts:
         if text == "-":
-            yield from _read("standard input", sys.stdin)
+            yield from read_lines("standard input", sys.stdin)
         else:
-            yield "", text
+            yield ReadText("", text)
     for path in paths:
         yield from read_texts(path, column)
 
 
-def _read(name: str, stream: TextIO) -> Iterator[tuple[str, str]]:
-    try:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield f"{name}, line {number}", line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8 ({error.reason} at byte {error.start} of a block); convert it first"
-        ) from error
-
-
 def _count(texts: Sequence[str], paths: Sequence[Path], column: str) -> int | None:
-    """Return how many texts there are, or None where standard input is among them."""
-    if "-" in texts:
+    """Return how many texts there are, or None where some can be read only once."""
+    if "-" in texts or any(path.exists() and not path.is_file() for path in paths):
         return None
     return len(texts) + sum(1 for path in paths for _ in read_texts(path, column))
 

@@ -2,9 +2,11 @@
 
 import functools
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec
 
 import click
@@ -21,6 +23,7 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        _open_closed_streams()
         # A polite kill cleans up as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -41,3 +44,10 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
             sys.exit(1)
 
     return run
+
+
+def _open_closed_streams() -> None:
+    """Give what the shell closed (`2>&-`) a place to go, which no file that is opened later can take."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

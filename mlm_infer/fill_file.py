@@ -1,21 +1,21 @@
 """A file of texts in, a file of results out: in order, in bounded memory, and to be taken up again where it stopped."""
 
-import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, InputError, OutputExistsError
+from .chunks import chunked
+from .errors import InputError
+from .fill_job import FillJob
 from .filler import MaskFiller
-from .read_texts import pyarrow_parquet, read_texts
+from .read_texts import ReadText, pyarrow_parquet, read_texts
 from .results import FillResult
+from .vocabulary import is_text
 
 __all__ = ["fill_file"]
 
-_SAMPLE = 1 << 20
 _FLUSH_EVERY = 512
 
 
@@ -32,7 +32,7 @@ def fill_file(
     """Fill the masks of all texts of a file, a row of the output for each.
 
     Rows are written beside the output, to `OUTPUT.part`, which takes its place when the last is there. A text that
-    cannot be filled gives a row with its `error`.
+    cannot be filled, or a line that is too long to be read, gives a row with its `error`.
 
     Args:
         filler: What answers.
@@ -40,105 +40,148 @@ def fill_file(
         output: A file that ends in .jsonl or .parquet.
         column: Column of the text.
         options: Keyword arguments for `MaskFiller.fill_stream`.
-        resume: Go on after the last whole row of an `OUTPUT.part` of the same input, model and options.
+        resume: Go on after the last whole row of an `OUTPUT.part` of the same model and options, if its rows are of
+            the texts with which the input begins.
         on_text: Called with the number of texts done, as they are done.
 
     Returns:
         How many texts there were, and how many of them could not be filled.
 
     Raises:
-        OutputExistsError: The output is there.
+        OutputExistsError: The output is there, another process writes it, or a file that is not of such a run stands
+            where one would be written.
         InputError: The output's name ends otherwise, or what is there to resume belongs to something else.
         DataError: The file cannot be read.
     """
-    if output.suffix not in (".jsonl", ".parquet"):
+    kind = output.suffix.lower()
+    if kind not in (".jsonl", ".parquet"):
         raise InputError(f"the output {output} must end in .jsonl or .parquet")
-    if output.exists():
-        raise OutputExistsError(f"{output} exists; name another file, or remove it")
-    parquet = pyarrow_parquet() if output.suffix == ".parquet" else None
-    part, job = output.with_name(f"{output.name}.part"), output.with_name(f"{output.name}.job.json")
-    identity = _identity(filler, source, column, options)
-    done = wrong = number = 0
-    if resume and part.exists():
-        if not job.exists() or json.loads(job.read_text(encoding="utf-8")) != identity:
-            raise InputError(f"{part} belongs to another input, model or options; finish that, or remove it")
-        done, wrong = _whole_rows(part)
-        on_text(done)
-    elif part.exists():
-        raise OutputExistsError(f"{part} was left by a run that stopped; go on with --resume, or remove it")
-    # Before the rows, so that a part without its job is never taken up.
-    job.write_text(json.dumps(identity), encoding="utf-8")
-    texts = islice(read_texts(source, column), done, None)
-    with part.open("a", encoding="utf-8") as rows:
-        for number, (place, text, result) in enumerate(_answers(filler, texts, options), 1):
+    parquet = pyarrow_parquet() if kind == ".parquet" else None
+    texts = read_texts(source, column)
+    job = FillJob(output)
+    with job.held(_identity(filler, column, options), resume=resume):
+        if output.exists():
+            return _count(output, parquet)
+        if parquet is None:
+            done, wrong = _write_rows(filler, texts, job, options, on_text)
+            job.check_free()
+            job.part.replace(output)
+            return done, wrong
+        if job.part.exists() or not job.table.exists():
+            _write_rows(filler, texts, job, options, on_text)
+            _to_parquet(parquet, job.part, job.table)
+            # From here on the table is whole, and is all that a resumed run needs.
+            job.part.unlink()
+        job.check_free()
+        job.table.replace(output)
+        return _count(output, parquet)
+
+
+def _write_rows(
+    filler: MaskFiller,
+    texts: Iterator[ReadText],
+    job: FillJob,
+    options: Mapping[str, Any],
+    on_text: Callable[[int], None],
+) -> tuple[int, int]:
+    """Write the rows that are not there yet; return how many there are, and how many are errors."""
+    done, wrong = _take_up(job.part, texts) if job.part.exists() else (0, 0)
+    on_text(done)
+    number = 0
+    with job.part.open("a", encoding="utf-8") as rows:
+        for number, (read, result) in enumerate(_answers(filler, texts, options), 1):
             if isinstance(result, InputError):
                 wrong += 1
                 # The stream counts from where it was taken up; a person counts from the top of the file.
-                row = {"text": text, "error": str(result).replace(f"text {number - 1}", place, 1)}
+                error = read.wrong or str(result).replace(f"text {number - 1}", read.place, 1)
+                rows.write(_to_line({"text": read.text, "error": error}))
             else:
-                row = result.to_dict()
-            rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+                rows.write(_to_line(result.to_dict()))
             if number % _FLUSH_EVERY == 0:
                 rows.flush()
                 on_text(_FLUSH_EVERY)
-            done += 1
         on_text(number % _FLUSH_EVERY)
-    if parquet is not None:
-        _to_parquet(parquet, part)
-    part.replace(output)
-    job.unlink()
-    return done, wrong
+    return done + number, wrong
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    # Half a surrogate pair, which JSON may hold, is written as JSON writes it.
+    return (line if is_text(line) else json.dumps(row)) + "\n"
 
 
 def _answers(
-    filler: MaskFiller, texts: Iterator[tuple[str, str]], options: Mapping[str, Any]
-) -> Iterator[tuple[str, str, FillResult | InputError]]:
-    """Put each result with its text and where that stands: an error holds neither."""
-    pending: deque[tuple[str, str]] = deque()
+    filler: MaskFiller, texts: Iterator[ReadText], options: Mapping[str, Any]
+) -> Iterator[tuple[ReadText, FillResult | InputError]]:
+    """Put each result with what was read: an error holds neither the text nor its place."""
+    pending: deque[ReadText] = deque()
 
     def remembered() -> Iterator[str]:
-        for place, text in texts:
-            pending.append((place, text))
-            yield text
+        for read in texts:
+            pending.append(read)
+            # What could not be read keeps its place among the results as an empty text, which is an error as well.
+            yield "" if read.wrong else read.text
 
     for result in filler.fill_stream(remembered(), on_error="return", **options):
-        yield (*pending.popleft(), result)
+        yield pending.popleft(), result
 
 
-def _identity(filler: MaskFiller, source: Path, column: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be the same for a run to be taken up: the input by size, beginning and end."""
-    if not source.is_file():
-        raise DataError(f"there is no file {source}")
-    size = source.stat().st_size
-    with source.open("rb") as stream:
-        digest = hashlib.sha256(stream.read(_SAMPLE))
-        stream.seek(max(0, size - _SAMPLE))
-        digest.update(stream.read())
+def _identity(filler: MaskFiller, column: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same for a run to be taken up, besides the texts that are done."""
     return {
-        "input": [size, digest.hexdigest()],
         "column": column,
         "model": {name: each.sha256 for name, each in sorted(filler.engine.manifest.files.items())},
         "precision": filler.info.precision,
-        "options": json.loads(json.dumps(options)),
+        "options": dict(options),
     }
 
 
-def _whole_rows(part: Path) -> tuple[int, int]:
-    """Cut off a row that a kill left half-written; return how many rows are whole, and how many are errors."""
+def _take_up(part: Path, texts: Iterator[ReadText]) -> tuple[int, int]:
+    """Go past the texts that have a row, and cut off a row that a kill left half-written.
+
+    Returns:
+        How many rows are whole, and how many of them are errors.
+
+    Raises:
+        InputError: A row is of another text than the input has there.
+    """
     whole = rows = wrong = 0
     with part.open("rb+") as stream:
         for line in stream:
             if not line.endswith(b"\n"):
                 break
+            try:
+                row = json.loads(line)
+                text = row["text"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{part}, line {rows + 1} is damaged; remove it, and begin anew") from error
+            read = next(texts, None)
+            if read is None or read.text != text:
+                now = "its texts end before that" if read is None else f"{read.place} is {read.text!r:.60}"
+                raise InputError(
+                    f"{part} belongs to another input: row {rows + 1} is of {text!r:.60}, but {now}; "
+                    "remove it to begin anew"
+                )
             whole += len(line)
             rows += 1
-            wrong += "error" in json.loads(line)
+            wrong += "error" in row
         stream.truncate(whole)
     return rows, wrong
 
 
-def _to_parquet(parquet: Any, part: Path) -> None:
-    """Turn rows of JSON into a parquet file of the same name, a batch at a time."""
+def _count(output: Path, parquet: Any) -> tuple[int, int]:
+    """Return how many rows a finished output has, and how many are errors."""
+    if parquet is None:
+        with output.open("rb") as rows:
+            errors = ["error" in json.loads(row) for row in rows]
+        return len(errors), sum(errors)
+    file = parquet.ParquetFile(output)
+    nulls = sum(batch.column(0).null_count for batch in file.iter_batches(columns=["error"]))
+    return file.metadata.num_rows, file.metadata.num_rows - nulls
+
+
+def _to_parquet(parquet: Any, part: Path, table: Path) -> None:
+    """Turn rows of JSON into a parquet file, a batch at a time."""
     import pyarrow
 
     prediction = pyarrow.struct(
@@ -161,8 +204,14 @@ def _to_parquet(parquet: Any, part: Path) -> None:
         ]
     )
     schema = pyarrow.schema([("text", pyarrow.string()), ("masks", pyarrow.list_(mask)), ("error", pyarrow.string())])
-    scratch = part.with_name(f"{part.name}.parquet")
-    with part.open(encoding="utf-8") as rows, parquet.ParquetWriter(scratch, schema) as writer:
-        while batch := [json.loads(row) for row in islice(rows, 4096)]:
+    with part.open(encoding="utf-8") as rows, parquet.ParquetWriter(table, schema) as writer:
+        for lines in chunked(rows, 4096, len):
+            batch = [_to_utf8(json.loads(line)) for line in lines]
             writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
-    scratch.replace(part)
+
+
+def _to_utf8(row: dict[str, Any]) -> dict[str, Any]:
+    """Write half a surrogate pair as its number: parquet holds UTF-8 alone. Only an error's row can have one."""
+    if "error" not in row:
+        return row
+    return {name: text.encode(errors="backslashreplace").decode() for name, text in row.items()}

@@ -358,8 +358,8 @@ class MaskFiller:
         """Fill texts as they come, with bounded memory, on an iterator of any length.
 
         Args:
-            texts: The texts; up to 512 are taken ahead of what was answered. An error that the iterator raises
-                comes through after the answers to what came before it.
+            texts: The texts; up to 512, or two million characters, are taken ahead of what was answered. An error that
+                the iterator raises comes through after the answers to what came before it.
             top_k: As for `fill`, and so are the others.
             targets: Words to choose among.
             allow: Words that may be given.

@@ -1,6 +1,5 @@
 """Each mask on its own: the answers of `fill`, of streams, and in the form of the transformers pipeline."""
 
-import itertools
 import logging
 import math
 import re
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .best import Answer, best_of
+from .chunks import chunked
 from .encoding import EncodedText, LongText, TextEncoder, check_long_text
 from .engine import Engine
 from .errors import InputError
@@ -167,17 +167,21 @@ def fill_stream(
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[tuple[list[str], Exception | None]]:
-    """Yield lists of texts; where the iterator fails, what came before it and its error."""
-    while True:
-        chunk: list[str] = []
+    """Yield lists of texts; where the iterator fails, what came before it and then its error."""
+    failure: Exception | None = None
+
+    def until_failure() -> Iterator[str]:
+        nonlocal failure
         try:
-            chunk.extend(itertools.islice(texts, _STREAM_CHUNK))
+            yield from texts
         except Exception as error:  # whatever a user's iterator raises goes back to the user
-            yield chunk, error
-            return
-        if not chunk:
-            return
+            failure = error
+
+    # What is no string is an error of its own, later on.
+    for chunk in chunked(until_failure(), _STREAM_CHUNK, lambda text: len(text) if isinstance(text, str) else 0):
         yield chunk, None
+    if failure is not None:
+        yield [], failure
 
 
 def answer_parts(engine: Engine, texts: Sequence[Sequence[EncodedText]], choice: Choice) -> list[FillResult]:

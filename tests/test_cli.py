@@ -84,6 +84,22 @@ def test_reader_that_goes_away(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("A [MASK].\n", "")
 
 
+def test_closed_streams(tmp_path: Path) -> None:
+    """`2>&-`: answers come all the same, the status is right, and no file takes the place of what was closed."""
+    (tmp_path / "texts.txt").write_text("A [MASK].\n")
+    whole = run("A [MASK].", "--json").stdout
+    for command, status, output in (
+        ("mlm-fill 'A [MASK].' --json 2>&-", 0, whole),
+        ("mlm-fill 'no mask' --json 2>&-", 2, ""),
+        ("mlm-fill --input nowhere.txt --json 2>&-", 1, ""),
+        ("mlm-fill - --json <&- 2>&-", 0, ""),
+        ("mlm-fill --input texts.txt --output out.jsonl <&- >&- 2>&-", 0, ""),
+    ):
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (status, output), command
+    assert (tmp_path / "out.jsonl").read_text() == whole
+
+
 @pytest.mark.slow
 def test_bench(base: Path, bundles: dict[str, Path]) -> None:
     """mlm-bench measures every precision of a bundle, and the pipeline beside them on request."""

@@ -98,14 +98,31 @@ def _constant(graph: onnx.GraphProto, name: str) -> bool:
 
 
 def test_existing_output(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Refused without `overwrite`, and untouched."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/notes.txt").write_text("keep")
+    """A bundle is refused without `overwrite` and replaced with it; what somebody put into it makes it nobody's."""
+    export_bundle(str(tiny["bert"]), tmp_path / "mine")
     with pytest.raises(OutputExistsError, match="--force"):
         export_bundle(str(tiny["bert"]), tmp_path / "mine")
+    export_bundle(str(tiny["distilbert"]), tmp_path / "mine", overwrite=True)
+    assert read_manifest(tmp_path / "mine").architecture == "distilbert"
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    with pytest.raises(OutputExistsError, match=r"did not write \(notes\.txt\)"):
+        export_bundle(str(tiny["bert"]), tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
-    export_bundle(str(tiny["bert"]), tmp_path / "mine", overwrite=True)
-    assert not (tmp_path / "mine/notes.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_comes_during_the_export_is_kept(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The output folder is looked at again before it is replaced."""
+    export_bundle(str(tiny["bert"]), tmp_path / "mine")
+
+    def step(text: str) -> None:
+        if "comparing" in text:
+            (tmp_path / "mine/notes.txt").write_text("keep")
+
+    with pytest.raises(OutputExistsError, match=r"notes\.txt"):
+        export_bundle(str(tiny["bert"]), tmp_path / "mine", overwrite=True, on_step=step)
+    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+    assert read_manifest(tmp_path / "mine").architecture == "bert"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

@@ -73,11 +73,10 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     from . import fine_tune
     from .run import work_folder
 
-    work = work_folder(config.output)
     try:
         report = fine_tune(config, overwrite=force, resume=resume, progress=True)
     except KeyboardInterrupt:
-        if any(work.glob("checkpoint-*")):
+        if any(work_folder(config.output).glob("checkpoint-*")):
             click.echo("\nstopped; the same command with --resume goes on from the last finished epoch", err=True)
         raise
     except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm_infer.cpu import available_cpus, cpu_name
+from mlm_infer.folders import REPORT
 from mlm_infer.tables import format_table
 
 from .config import TrainConfig
@@ -85,9 +86,10 @@ class TrainReport:
         return {"perplexity_before": self.perplexity_before, "perplexity": self.perplexity} | rest
 
     def save(self, folder: Path) -> None:
-        """Write `training_report.json`."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (folder / "training_report.json").write_text(text + "\n", encoding="utf-8")
+        """Write `training_report.json`, which names the files that are in the folder by then."""
+        files = sorted(path.name for path in folder.iterdir() if path.is_file())
+        text = json.dumps(self.to_dict() | {"files": files}, indent=2, ensure_ascii=False)
+        (folder / REPORT).write_text(text + "\n", encoding="utf-8")
 
     def table(self) -> str:
         """Return the evaluations as a table."""

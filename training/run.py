@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mlm_infer.checkpoint import max_length, open_checkpoint
-from mlm_infer.errors import InputError
-from mlm_infer.folders import check_output, move_into_place, writing
+from mlm_infer.errors import InputError, OutputExistsError
+from mlm_infer.folders import REPORT, check_output, holds, move_into_place, writing
 
 from .blocks import freeze_masks, make_blocks, mask_collator
 from .config import TrainConfig
@@ -49,7 +49,8 @@ def fine_tune(
 
     Args:
         config: What to train, on what, and how.
-        overwrite: Replace an output folder that exists, once the new one is complete.
+        overwrite: Replace an output folder that exists, once the new one is complete: an empty one, or one that holds
+            what this package wrote and nothing else, and lies apart from what is read.
         resume: Go on from the last finished epoch of an interrupted run with the same configuration.
         progress: Show progress bars on stderr.
         on_evaluation: Called after each evaluation, the one before training included.
@@ -58,17 +59,17 @@ def fine_tune(
         The report; `config.output` holds it as `training_report.json`, with `training_curve.png` beside it.
 
     Raises:
-        OutputExistsError: The output folder exists and `overwrite` is false.
+        OutputExistsError: The output folder exists and `overwrite` is false, or it may not be replaced.
         ModelError: The checkpoint is no usable masked language model.
         DataError: The data cannot be read or holds too little text.
         InputError: A value of the configuration does not fit this model or machine.
     """
     output = config.output.expanduser()
-    check_output(output, overwrite=overwrite)
+    sources = [each for each in (config.model, config.data, config.validation_data) if each is not None]
+    check_output(output, overwrite=overwrite, sources=sources)
     work = work_folder(output)
+    _check_work(work, sources)
     checkpoint = _last_checkpoint(work) if resume else None
-    if work.exists() and not resume:
-        shutil.rmtree(work)
     precision = choose_precision(config.precision)
 
     transformers.set_seed(config.seed)
@@ -104,6 +105,11 @@ def fine_tune(
         batch_size=config.batch_size,
         seed=config.seed,
     )
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    # Says whose folder this is, until the report itself does.
+    (work / REPORT).touch()
     recorder = _Recorder(on_evaluation)
     trainer = MaskedLMTrainer(
         frozen=frozen,
@@ -145,14 +151,14 @@ def fine_tune(
     )
     with writing(work):
         trainer.save_model()
-    report.save(work)
     save_curve(report, work / "training_curve.png")
     (work / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
     for leftover in work.glob("checkpoint-*"):
         shutil.rmtree(leftover)
+    report.save(work)
     if config.push_to_hub:
         trainer.push_to_hub()
-    move_into_place(work, output, overwrite=overwrite)
+    move_into_place(work, output, overwrite=overwrite, sources=sources)
     return report
 
 
@@ -192,6 +198,17 @@ def _missing_weights(names: list[str]) -> str:
         f"{len(names)} weights are not in the checkpoint and started from random values "
         f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): its predictions mean nothing before training"
     )
+
+
+def _check_work(work: Path, sources: Sequence[str]) -> None:
+    """Refuse a work folder that no run of this package left, or that holds what is read."""
+    if not os.path.lexists(work):
+        return
+    if not work.is_dir() or (any(work.iterdir()) and not (work / REPORT).is_file()):
+        raise OutputExistsError(f"{work} was not left by mlm-train, which writes there first; name another --output")
+    for source in sources:
+        if holds(work, Path(source).expanduser()):
+            raise OutputExistsError(f"{source} is read and lies in {work}, which this run clears; copy it elsewhere")
 
 
 def _last_checkpoint(work: Path) -> Path:
