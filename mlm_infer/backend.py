@@ -13,6 +13,7 @@ from .cpu import cpu_kind, multiplies_bytes
 from .errors import DeviceError, InputError
 from .foreign import EveryPosition, ForeignManifest
 from .onnx_scan import check_graph
+from .options import shown
 
 __all__ = ["BACKENDS", "Backend", "BackendType", "backend_type", "open_backend"]
 
@@ -165,8 +166,9 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _parse_device(device: str) -> tuple[str, int]:
     kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
-        raise InputError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    right = not number or (kind == "cuda" and number.isascii() and number.isdecimal() and len(number) < 5)
+    if kind not in ("auto", "cpu", "cuda") or not right:
+        raise InputError(f"device is {shown(device)}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
     return kind, int(number or 0)
 
 

@@ -48,6 +48,7 @@ def test_targets(tmp_path: Path) -> None:
         (["A [MASK].", "--top-k", "0"], 2, "top_k is 0"),
         (["A [MASK].", "--top-k", "x"], 2, "not a valid integer"),
         (["A [MASK].", "--device", "cuda:x"], 2, "device is 'cuda:x'"),
+        (["A [MASK].", "--device", "cuda:" + "9" * 5000], 2, "device is 'cuda:999"),
         (["A [MASK].", "--model", "nowhere"], 1, "no folder nowhere"),
         (["--input", "nowhere.txt"], 1, "no file nowhere.txt"),
     ],
