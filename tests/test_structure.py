@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -96,3 +97,13 @@ def test_wheel_holds_every_module_and_resource(tmp_path: Path) -> None:
         expected |= {f"mlm_infer/{name}" for name in tracked if name.startswith(f"{folder}/") and name.endswith(kinds)}
     assert held == expected
     assert wheel.stat().st_size < 12_000_000
+
+
+def test_security_document_names_tests_that_exist() -> None:
+    """A promise without its test would be words."""
+    document = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:soak/)?test_\w+\.py)(?:::(test_\w+))?`", document)
+    assert len(named) > 40
+    for file, test in named:
+        defined = re.findall(r"^(?:async )?def (test_\w+)", (ROOT / "tests" / file).read_text("utf-8"), re.MULTILINE)
+        assert test in defined if test else defined, f"{file}::{test}"
