@@ -13,7 +13,7 @@ from .chunks import chunked
 from .command import command_errors
 from .errors import DataError, InputError
 from .read_texts import ReadText, read_lines, read_texts
-from .tables import format_table
+from .tables import format_table, without_controls
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -164,10 +164,13 @@ def _count(texts: Sequence[str], paths: Sequence[Path], column: str) -> int | No
 
 
 def _for_people(result: "FillResult") -> str:
-    parts = [result.text]
+    parts = [without_controls(result.text)]
     for number, mask in enumerate(result.masks, 1):
         if len(result.masks) > 1:
             parts.append(f"mask {number}")
-        rows = [[f"{each.score:.3f}", each.text, each.sequence] for each in mask.predictions]
+        rows = [
+            [f"{each.score:.3f}", without_controls(each.text), without_controls(each.sequence)]
+            for each in mask.predictions
+        ]
         parts.append(format_table(["score", "word", "sequence"], rows))
     return "\n".join(parts) + "\n"

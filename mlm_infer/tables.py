@@ -1,8 +1,17 @@
 """Plain-text tables for the command lines."""
 
+import re
 from collections.abc import Sequence
 
-__all__ = ["format_table"]
+__all__ = ["format_table", "without_controls"]
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def without_controls(text: str) -> str:
+    """Write out the characters that a terminal would obey, such as a model's token may hold."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

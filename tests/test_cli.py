@@ -1,6 +1,7 @@
 """`mlm-fill` as a person and a program use it."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -111,3 +112,13 @@ def test_bench(base: Path, bundles: dict[str, Path]) -> None:
     assert all(found["many texts, texts/s"] > 0 for found in figures.values())
     table = subprocess.run(["mlm-bench", "--singles", "3"], capture_output=True, text=True, check=True).stdout
     assert "25 tokens p50, ms" in table
+
+
+def test_control_characters_are_shown_to_a_person_not_obeyed() -> None:
+    """Colours, titles and line breaks of a text are written out; --json gives them as they are."""
+    text = "The \x1b[31mfilm\x1b]0;title\x07 is\n[MASK]."
+    done = run(text)
+    assert done.returncode == 0
+    assert "\\x1b[31mfilm\\x1b]0;title\\x07 is\\n" in done.stdout
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout)
+    assert json.loads(run(text, "--json").stdout)["text"] == text
