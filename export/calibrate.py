@@ -88,7 +88,7 @@ def calibrate(
         keep = batch.attention_mask.reshape(-1).astype(bool)
         for name, found in zip(names, session.run(names, feeds(batch, inputs)), strict=True):
             rows = found.reshape(-1, found.shape[-1])
-            rows = rows[keep] if len(rows) == len(keep) else rows
+            rows = rows[keep] if len(rows) == len(keep) and not keep.all() else rows
             _add(stats, name, rows)
     return stats
 
