@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import click
 
-from mlm_infer.command import command_errors
 from mlm_infer.errors import DeviceError, InputError
+from mlm_infer.shared.command import command_errors
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def main(
 ) -> None:
     """Measure this package and its peers side by side, and write figures, a table and a chart."""
     from mlm_infer import MaskFiller
-    from mlm_infer.cpu import cpu_kind, cpu_name
+    from mlm_infer.runtime.cpu import cpu_kind, cpu_name
 
     from .avx2 import avx2_environment
     from .compare import Machine, Worker, bulk_texts, compare_quality, compare_shape, machine_peak, texts_of_length
@@ -117,7 +117,7 @@ def _cuda_name() -> str:
     """Return the name of the GPU; refuse a machine on which an engine would take the CPU instead."""
     import torch
 
-    from mlm_infer.session import Session
+    from mlm_infer.runtime.ort_session import Session
 
     why_not = Session.why_no_cuda()
     if why_not or not torch.cuda.is_available():

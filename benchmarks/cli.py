@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from mlm_infer.command import command_errors
 from mlm_infer.errors import DependencyError
-from mlm_infer.tables import format_table
+from mlm_infer.shared.command import command_errors
+from mlm_infer.shared.tables import format_table
 
 __all__ = ["main"]
 
@@ -34,10 +34,10 @@ def main(
 ) -> None:
     """Measure each model of the bundle MODEL, on the CPU; without one, the small model of the package."""
     from mlm_infer import MaskFiller
-    from mlm_infer.bundle import TORCHSCRIPT
-    from mlm_infer.cpu import available_cpus, cpu_name
+    from mlm_infer.bundle.manifest import TORCHSCRIPT
+    from mlm_infer.bundle.read_manifest import read_manifest
     from mlm_infer.filler import open_named
-    from mlm_infer.manifest import read_manifest
+    from mlm_infer.runtime.cpu import available_cpus, cpu_name
 
     from .compare import bulk_texts, texts_of_length
 

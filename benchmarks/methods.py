@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from mlm_infer.command import command_errors
-from mlm_infer.samples import movie_reviews
-from mlm_infer.tables import format_table
+from mlm_infer.shared.command import command_errors
+from mlm_infer.shared.samples import movie_reviews
+from mlm_infer.shared.tables import format_table
 
 _ROUNDS = 9
 

@@ -56,8 +56,8 @@ def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[di
     """
     from mlm_infer.export import Budget, export_bundle
 
-    from mlm_infer.bundle import TORCHSCRIPT
-    from mlm_infer.manifest import read_manifest
+    from mlm_infer.bundle.manifest import TORCHSCRIPT
+    from mlm_infer.bundle.read_manifest import read_manifest
 
     models = work / Path(model).name
     names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")

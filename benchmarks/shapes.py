@@ -20,7 +20,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 __all__ = ["SHAPES", "byte_level_bpe", "make_checkpoint", "word_piece"]
 

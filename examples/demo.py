@@ -32,7 +32,7 @@ def main() -> None:
     from transformers.utils import logging
 
     from mlm_infer import MaskFiller
-    from mlm_infer.tables import format_table
+    from mlm_infer.shared.tables import format_table
 
     logging.set_verbosity_error()
     short = "--short" in sys.argv[1:]

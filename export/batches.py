@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from mlm_infer.checkpoint import special_ends
+from mlm_infer.shared.checkpoint import special_ends
 
 __all__ = ["Batch", "feeds", "mask_texts", "padded", "shape_batches", "text_batches", "token_ids"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mlm_infer.command import command_errors
+from mlm_infer.shared.command import command_errors
 
 __all__ = ["info", "verify"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from mlm_infer.command import command_errors
-from mlm_infer.cpu import CpuKind
 from mlm_infer.errors import InputError
-from mlm_infer.export_cache import STEP_END
+from mlm_infer.locate.cache import STEP_END
+from mlm_infer.runtime.cpu import CpuKind
+from mlm_infer.shared.command import command_errors
 
 from .bundle_commands import info, verify
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from mlm_infer.backend import Backend
-from mlm_infer.bundle import TORCHSCRIPT
+from mlm_infer.bundle.manifest import TORCHSCRIPT
 from mlm_infer.errors import ExportError
-from mlm_infer.tables import format_table
+from mlm_infer.runtime.backend import Backend
+from mlm_infer.shared.tables import format_table
 
 from .batches import Batch, feeds, shape_batches, text_batches
 from .int8 import Budget

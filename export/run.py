@@ -18,15 +18,15 @@ import onnx_ir as ir
 import torch
 from filelock import FileLock, Timeout
 
-from mlm_infer.backend import BACKENDS, backend_type
-from mlm_infer.bundle import MANIFEST, TOKENIZER, TORCHSCRIPT, Manifest, ModelFile, hash_file
+from mlm_infer.bundle.manifest import MANIFEST, TOKENIZER, TORCHSCRIPT, Manifest, ModelFile, hash_file
 from mlm_infer.errors import InputError
-from mlm_infer.folders import check_output, move_into_place, writing
-from mlm_infer.known_answers import record_answers
+from mlm_infer.runtime.backend import BACKENDS, backend_type
+from mlm_infer.shared.folders import check_output, move_into_place, writing
 
 from .batches import Batch, shape_batches, text_batches
 from .fp16 import rounded_as_on_gpu, to_fp16
 from .int8 import Budget, quantize_within
+from .known_answers import record_answers
 from .parity import ParityCase, ParityReport, check_case, compare, fp32_distance, make_batches, mixes_padding, reference
 from .serving import PASSES, PassError, ServingGraph, build_serving_graph
 from .source import Checkpoint, Source, open_source

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mlm_infer.bundle import hash_file
-from mlm_infer.checkpoint import max_length, open_checkpoint
+from mlm_infer.bundle.graph_scan import check_graph
+from mlm_infer.bundle.manifest import hash_file
 from mlm_infer.errors import ExportError, ModelError
-from mlm_infer.foreign import home_of, onnx_files, precision_of, read_foreign
-from mlm_infer.masked_rows import masked_logits, rows_are_exact
-from mlm_infer.onnx_scan import check_graph
-from mlm_infer.session import Session
+from mlm_infer.locate.plain_exports import home_of, onnx_files, precision_of, read_foreign
+from mlm_infer.runtime.ort_session import Session
+from mlm_infer.shared.checkpoint import max_length, open_checkpoint
+from mlm_infer.shared.masked_rows import masked_logits, rows_are_exact
 
 from .fp64 import in_fp64
 from .to_onnx import OPSET, optimum_export

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mlm_infer.errors import DataError
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 from .batches import Batch, feeds, padded, token_ids
 from .run_model import open_model

@@ -20,7 +20,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .aio import AsyncMaskFiller
+    from .async_filler import AsyncMaskFiller
     from .filler import FillerInfo, MaskFiller
     from .results import (
         Candidate,
@@ -61,6 +61,6 @@ def __getattr__(name: str) -> Any:
     """Import numpy, tokenizers and the rest when first used, so that `mlm-fill --help` answers at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import aio, filler, results
+    from . import async_filler, filler, results
 
-    return next(getattr(module, name) for module in (filler, results, aio) if hasattr(module, name))
+    return next(getattr(module, name) for module in (filler, results, async_filler) if hasattr(module, name))

@@ -13,25 +13,25 @@ from typing import Any, Literal, Self, get_args, overload
 
 import numpy as np
 
-from .backend import open_backend
-from .bundle import TOKENIZER, TORCHSCRIPT, unchanged
-from .cpu import cpu_kind
-from .encoding import EncodedText, LongText, TextEncoder, check_long_text
-from .engine import Engine
+from .bundle.manifest import TOKENIZER, TORCHSCRIPT, ForeignManifest, unchanged
+from .bundle.read_manifest import read_manifest
 from .errors import BundleError, InputError
-from .filling import Choice, OnError, answer_as_pipeline, check_top_k, fill_stream, fill_texts
-from .foreign import ForeignManifest
-from .forks import no_forks
-from .infill import Order, expand_spans, infill_text
-from .known_answers import check_answers
-from .locate import locate
-from .manifest import read_manifest
+from .locate.find import locate
 from .options import check_choice, check_flag, shown, whole_number
-from .predict import Predictor
-from .ranking import Others, rank_candidates
 from .results import FillResult, Infilling, RankResult, ScoreResult
-from .scoring import ScoreMethod, score_texts
-from .vocabulary import Restriction
+from .runtime.backend import open_backend
+from .runtime.cpu import cpu_kind
+from .runtime.forks import no_forks
+from .runtime.predictor import Predictor
+from .tasks.fill import Choice, OnError, check_top_k, fill_stream, fill_texts
+from .tasks.infill import Order, expand_spans, infill_text
+from .tasks.open_model import OpenModel
+from .tasks.pipeline import answer_as_pipeline
+from .tasks.rank import Others, rank_candidates
+from .tasks.score import ScoreMethod, score_texts
+from .tasks.self_test import check_answers
+from .text.encoder import EncodedText, LongText, TextEncoder, check_long_text
+from .text.vocabulary import Restriction
 
 __all__ = ["FillerInfo", "MaskFiller", "open_named"]
 
@@ -142,7 +142,7 @@ class MaskFiller:
             predictor.check(encoder.encode([manifest.mask_token])[0])
         except InputError as error:
             raise BundleError(f"{folder}: its tokenizer does not read its own mask: {error}") from error
-        self.engine = Engine(encoder, predictor, manifest)
+        self.model = OpenModel(encoder, predictor, manifest)
         self.info = FillerInfo(
             path=folder,
             source=str(manifest.source.get("model", "")),
@@ -159,7 +159,9 @@ class MaskFiller:
         again = None if model is None else place / manifest.models[chosen].file if plain else place
         self._arguments = (again, device, precision, threads, backend)
         if self_test:
-            check_answers(self.info, manifest.known_answers.get(chosen, ()), self._logprobs_of)
+            exact = self.info.precision == "fp32" and "cuda" not in self.info.provider.lower()
+            answers = manifest.known_answers.get(chosen, ())
+            check_answers(folder, self.info.precision, answers, self._logprobs_of, exact=exact)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle where the model is and how it was opened; another process opens it for itself."""
@@ -169,7 +171,7 @@ class MaskFiller:
         """Return for each mask of a text the log-probabilities of tokens by id."""
         encoded = self._one_with_masks(text)
         wanted = [np.array(ids, np.int64)] * len(encoded.positions)
-        (found,) = self.engine.predictor.candidates([encoded], [wanted])
+        (found,) = self.model.predictor.candidates([encoded], [wanted])
         return [dict(zip(ids, row.tolist(), strict=True)) for row in found]
 
     def __repr__(self) -> str:
@@ -187,12 +189,12 @@ class MaskFiller:
 
     def close(self) -> None:
         """Give the model's memory back; calls after this raise InputError."""
-        engine = self.__dict__.pop("engine", None)
-        if engine is not None:
-            engine.predictor.close()
+        model = self.__dict__.pop("model", None)
+        if model is not None:
+            model.predictor.close()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "engine":
+        if name == "model":
             raise InputError("this MaskFiller is closed; open a new one")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -202,7 +204,7 @@ class MaskFiller:
         Args:
             text: Any text, with or without a mask.
         """
-        return self.engine.encoder.count(text)
+        return self.model.encoder.count(text)
 
     def fill(
         self,
@@ -243,7 +245,7 @@ class MaskFiller:
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string, or a list to fill_batch")
         choice = Choice.of(
-            self.engine,
+            self.model,
             top_k=top_k,
             targets=targets,
             allow=allow,
@@ -254,7 +256,7 @@ class MaskFiller:
             renormalize=renormalize,
             long_text=long_text,
         )
-        return fill_texts(self.engine, [text], choice)[0]
+        return fill_texts(self.model, [text], choice)[0]
 
     def fill_batch(
         self,
@@ -293,7 +295,7 @@ class MaskFiller:
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings, or one string to fill")
         choice = Choice.of(
-            self.engine,
+            self.model,
             top_k=top_k,
             targets=targets,
             allow=allow,
@@ -304,7 +306,7 @@ class MaskFiller:
             renormalize=renormalize,
             long_text=long_text,
         )
-        return fill_texts(self.engine, texts, choice)
+        return fill_texts(self.model, texts, choice)
 
     @overload
     def fill_stream(
@@ -381,7 +383,7 @@ class MaskFiller:
             raise InputError(f"texts is a {type(texts).__name__}; give an iterable of strings")
         check_choice("on_error", on_error, get_args(OnError))
         choice = Choice.of(
-            self.engine,
+            self.model,
             top_k=top_k,
             targets=targets,
             allow=allow,
@@ -392,7 +394,7 @@ class MaskFiller:
             renormalize=renormalize,
             long_text=long_text,
         )
-        return fill_stream(self.engine, iter(texts), choice, on_error)
+        return fill_stream(self.model, iter(texts), choice, on_error)
 
     def rank(
         self,
@@ -429,7 +431,7 @@ class MaskFiller:
         lists = _lists_of_words(candidates, len(encoded.positions))
         check_choice("others", others, get_args(Others))
         check_flag("normalize", normalize)
-        return rank_candidates(self.engine, encoded, lists, others=others, normalize=normalize)
+        return rank_candidates(self.model, encoded, lists, others=others, normalize=normalize)
 
     def infill(
         self,
@@ -464,15 +466,15 @@ class MaskFiller:
         Raises:
             InputError: The text or an argument cannot be used.
         """
-        top_k = check_top_k(self.engine, top_k)
+        top_k = check_top_k(self.model, top_k)
         beam_size = whole_number("beam_size", beam_size, least=1, most=_WIDEST_BEAM)
         check_choice("order", order, get_args(Order))
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
-        expanded = expand_spans(text, self.engine.manifest.mask_token)
+        expanded = expand_spans(text, self.model.manifest.mask_token)
         parts = [(self._one_with_masks(plain), spans, counts) for plain, spans, counts in expanded]
         return infill_text(
-            self.engine,
+            self.model,
             text,
             parts,
             top_k=top_k,
@@ -504,7 +506,7 @@ class MaskFiller:
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings")
         check_choice("method", method, get_args(ScoreMethod))
         check_long_text(long_text)
-        return list(score_texts(self.engine, texts, method=method, long_text=long_text))
+        return list(score_texts(self.model, texts, method=method, long_text=long_text))
 
     def __call__(self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None) -> list[Any]:
         """Answer exactly as `transformers.pipeline("fill-mask")` does.
@@ -524,14 +526,14 @@ class MaskFiller:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, list):
             raise InputError(f"inputs is a {type(inputs).__name__}; give a string or a list of strings")
-        top_k = check_top_k(self.engine, top_k)
-        results = answer_as_pipeline(self.engine, texts, top_k, targets)
+        top_k = check_top_k(self.model, top_k)
+        results = answer_as_pipeline(self.model, texts, top_k, targets)
         return results[0] if len(results) == 1 else results
 
     def _one_with_masks(self, text: str) -> EncodedText:
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
-        return self.engine.encoder.encode([text])[0]
+        return self.model.encoder.encode([text])[0]
 
 
 def open_named(folder: Path, name: str, *, threads: int | None = None, self_test: bool = False) -> MaskFiller:

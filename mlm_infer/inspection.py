@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .bundle import TORCHSCRIPT
-from .cpu import multiplies_bytes
+from .bundle.manifest import TORCHSCRIPT
+from .bundle.read_manifest import read_manifest
 from .errors import BundleError
 from .filler import open_named
-from .manifest import read_manifest
-from .tables import format_table
+from .runtime.cpu import multiplies_bytes
+from .shared.tables import format_table
 
 __all__ = ["BundleDescription", "ModelDescription", "describe_bundle", "verify_bundle"]
 

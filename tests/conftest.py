@@ -63,7 +63,7 @@ def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     """
     from mlm_infer.export import Budget, export_bundle
 
-    from mlm_infer.samples import movie_reviews
+    from mlm_infer.shared.samples import movie_reviews
 
     folder = tmp_path_factory.mktemp("bundles")
     few = tmp_path_factory.mktemp("text") / "few.txt"

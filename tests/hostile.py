@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlm_infer.bundle import hash_file
+from mlm_infer.bundle.manifest import hash_file
 
 __all__ = ["SHIPPED", "edit", "reseal", "torchscript_only", "with_graph", "with_tokenizer"]
 

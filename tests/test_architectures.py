@@ -10,7 +10,7 @@ import pytest
 from mlm_infer.training import TrainConfig, fine_tune
 
 from mlm_infer import ExportError, InputError, MaskFiller, MlmInferError, ModelError
-from mlm_infer.manifest import read_manifest
+from mlm_infer.bundle.read_manifest import read_manifest
 
 from .reference import Reference
 from .test_pipeline_parity import assert_same, masked_sentences

@@ -143,7 +143,7 @@ def test_every_argument_of_fill(
         st.none() | st.lists(st.sampled_from(ONE_TOKEN[filler.info.architecture]), min_size=1, max_size=5)
     )
     ids = reference.encode(text)
-    words = filler.engine.encoder.vocabulary.words
+    words = filler.model.encoder.vocabulary.words
     kept = []
     for place in (place for place, token in enumerate(ids) if token == reference.mask):
         logprobs = reference.logprobs(ids, place).numpy()

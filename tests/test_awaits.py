@@ -103,12 +103,12 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [Panic("index out of bounds"), StopIteration(), KeyError("x"), GeneratorExit()])
-@pytest.mark.parametrize("place", ["engine.predictor.top", "engine.encoder.try_encode"])
+@pytest.mark.parametrize("place", ["model.predictor.top", "model.encoder.try_encode"])
 def test_whatever_a_thread_raises_is_handed_on(error: BaseException, place: str) -> None:
     """In the run of the model and in the tokenizer: it reaches the await, and the next one is answered."""
     filler = MaskFiller()
-    engine, part, name = place.split(".")
-    owner = getattr(getattr(filler, engine), part)
+    model, part, name = place.split(".")
+    owner = getattr(getattr(filler, model), part)
     expected = filler.fill(TEXT)
 
     def broken(*_: Any, **__: Any) -> Any:
@@ -193,7 +193,7 @@ def ids(result: FillResult) -> list[int]:
 def test_the_loop_is_left_alone(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long texts are tokenized, words restricted and results built on other threads than the event loop's."""
     seen: dict[str, set[str]] = {}
-    encoder = filler.engine.encoder
+    encoder = filler.model.encoder
 
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def watch(*arguments: Any, **options: Any) -> Any:

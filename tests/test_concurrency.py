@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlm_infer import AsyncMaskFiller, FillResult, InputError, MaskFiller
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 TEXTS = [f"{' '.join(text.split()[: 4 + row % 20])} [MASK]." for row, text in enumerate(movie_reviews()[:64])]
 
@@ -126,7 +126,7 @@ def test_a_pickle_is_small_and_opens(filler: MaskFiller) -> None:
 
 def test_awaits_share_runs(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Concurrent awaits with different wishes give what single calls give, in far fewer runs."""
-    from mlm_infer import predict
+    from mlm_infer.runtime import predictor as predict
 
     runs = 0
     original = predict.Predictor.top

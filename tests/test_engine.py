@@ -21,8 +21,8 @@ from mlm_infer.export.weights import (
 )
 
 from mlm_infer import DataError, ExportError, InputError, MaskFiller
-from mlm_infer.cpu import _cgroup_quota
-from mlm_infer.manifest import read_manifest
+from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.runtime.cpu import _cgroup_quota
 
 from .test_pipeline_parity import NAMES, masked_sentences
 

@@ -21,8 +21,8 @@ from mlm_infer.export.source import Checkpoint
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import ExportError, InputError, ModelError, OutputExistsError
-from mlm_infer.manifest import read_manifest
-from mlm_infer.session import Session
+from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.runtime.ort_session import Session
 
 from .test_pipeline_parity import NAMES
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlm_infer import InputError, MaskFiller
-from mlm_infer.encoding import MOST_CHARACTERS
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
+from mlm_infer.text.encoder import MOST_CHARACTERS
 
 from .test_pipeline_parity import NAMES, masked_sentences
 

@@ -16,9 +16,9 @@ import pytest
 from pyarrow import parquet
 
 from mlm_infer import InputError, MaskFiller
-from mlm_infer.fill_file import fill_file
-from mlm_infer.fill_job import FillJob
-from mlm_infer.samples import movie_reviews
+from mlm_infer.cli.fill_file import fill_file
+from mlm_infer.cli.fill_job import FillJob
+from mlm_infer.shared.samples import movie_reviews
 
 TEXTS = [f"{sentence} [MASK], “quoted”" for sentence in movie_reviews("validation")[:300]]
 OPTIONS = ("--column", "body", "-k", "2")
@@ -176,7 +176,7 @@ def resume(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
     """Go on with what `stopped_at_the_end` left."""
     code = (
         "import sys; from pathlib import Path; from mlm_infer import MaskFiller, MlmInferError\n"
-        "from mlm_infer.fill_file import fill_file\n"
+        "from mlm_infer.cli.fill_file import fill_file\n"
         "try: print(*fill_file(MaskFiller(), *map(Path, sys.argv[1:]), column='text', options={}, resume=True, "
         "on_text=lambda _number: None))\n"
         "except MlmInferError as error: sys.exit(str(error))"
@@ -282,7 +282,7 @@ def test_a_line_of_any_length_takes_bounded_memory(kind: str, tmp_path: Path) ->
         stream.write('\n{"text": "A [MASK]."}\n')
     command = f"""
 from pathlib import Path
-from mlm_infer.cli import main
+from mlm_infer.cli.fill_command import main
 main(["--input", {str(source)!r}, "--output", {str(output)!r}], standalone_mode=False)
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """

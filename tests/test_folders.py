@@ -11,7 +11,7 @@ from mlm_infer.export import export_bundle
 from mlm_infer.training import TrainConfig, fine_tune
 
 from mlm_infer.errors import OutputExistsError
-from mlm_infer.folders import check_output, move_into_place
+from mlm_infer.shared.folders import check_output, move_into_place
 
 BUNDLE = Path(__file__).resolve().parent.parent / "mlm_infer/resources/english-small"
 

@@ -11,7 +11,7 @@ from mlm_infer.export import export_bundle
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import DeviceError, ExportError, MaskFiller
-from mlm_infer.manifest import read_manifest
+from mlm_infer.bundle.read_manifest import read_manifest
 
 from .test_pipeline_parity import NAMES, masked_sentences
 

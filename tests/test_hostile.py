@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mlm_infer import BundleError, InputError, MaskFiller
-from mlm_infer.bundle import Manifest
-from mlm_infer.export_cache import CACHE_VARIABLE
+from mlm_infer.bundle.manifest import Manifest
 from mlm_infer.inspection import verify_bundle
+from mlm_infer.locate.cache import CACHE_VARIABLE
 
 from .hostile import SHIPPED, edit, torchscript_only, with_graph, with_tokenizer
 

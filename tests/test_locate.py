@@ -16,11 +16,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from mlm_infer import BundleError, DependencyError, InputError, MaskFiller, ModelError
-from mlm_infer.best import best_of
+from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.errors import ExportError
-from mlm_infer.export_cache import CACHE_VARIABLE
-from mlm_infer.manifest import read_manifest
-from mlm_infer.samples import movie_reviews
+from mlm_infer.locate.cache import CACHE_VARIABLE
+from mlm_infer.runtime.best import best_of
+from mlm_infer.shared.samples import movie_reviews
 
 from .hub_server import serve_hub
 from .test_pipeline_parity import assert_same, masked_sentences

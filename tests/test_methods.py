@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlm_infer import FillResult, InputError, MaskFiller
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 from .reference import Reference
 
@@ -106,7 +106,7 @@ def test_rank_for_each_mask(real: MaskFiller) -> None:
 
 def test_thousands_of_candidates_share_their_questions(real: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two thousand single words are one question."""
-    from mlm_infer import predict
+    from mlm_infer.runtime import predictor as predict
 
     asked: list[int] = []
     original = predict.Predictor.candidates
@@ -116,7 +116,7 @@ def test_thousands_of_candidates_share_their_questions(real: MaskFiller, monkeyp
         return original(self, queries, candidates)
 
     monkeypatch.setattr(predict.Predictor, "candidates", counted)
-    words = [word for word in real.engine.encoder.vocabulary.words[2000:9000] if word.isalpha() and word.isascii()][
+    words = [word for word in real.model.encoder.vocabulary.words[2000:9000] if word.isalpha() and word.isascii()][
         :2000
     ]
     ranked = real.rank("A [MASK] film.", words).masks[0]

@@ -11,7 +11,7 @@ import pytest
 
 from mlm_infer import InputError, MaskFiller
 from mlm_infer.results import FillResult
-from mlm_infer.scoring import _masked
+from mlm_infer.tasks.score import _masked
 
 LARGE = pytest.param(10**5000, id="huge")
 """A number that Python refuses to write out, and so does pytest."""
@@ -32,7 +32,7 @@ def with_unknown(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Ma
 @pytest.mark.parametrize("word", ["😀", "[UNK]", "nice 😀", "😀🎉"])
 def test_unknown_text_is_no_candidate(with_unknown: MaskFiller, word: str) -> None:
     """What becomes the unknown token, in whole or in part, is refused by name, alone and among others."""
-    word = word.replace("[UNK]", with_unknown.engine.encoder.vocabulary.token(unknown_id(with_unknown)))
+    word = word.replace("[UNK]", with_unknown.model.encoder.vocabulary.token(unknown_id(with_unknown)))
     message = f"this model has no token for the (target|candidate) {word!r} or a part of it"
     for words in ([word], ["a", word]):
         with pytest.raises(InputError, match=message.replace("[UNK]", r"\[UNK\]")):
@@ -43,14 +43,14 @@ def test_unknown_text_is_no_candidate(with_unknown: MaskFiller, word: str) -> No
 
 def unknown_id(filler: MaskFiller) -> int:
     """The id of the unknown token, which there has to be."""
-    found = filler.engine.encoder.vocabulary.unknown_id
+    found = filler.model.encoder.vocabulary.unknown_id
     assert found is not None
     return found
 
 
 def test_unknown_text_is_not_allowed(with_unknown: MaskFiller) -> None:
     """`allow` passes it over, however it is written; with nothing else nothing is left."""
-    unknown = with_unknown.engine.encoder.vocabulary.token(unknown_id(with_unknown))
+    unknown = with_unknown.model.encoder.vocabulary.token(unknown_id(with_unknown))
     known = with_unknown.fill("It was [MASK].", allow=["a", "the"])
     assert with_unknown.fill("It was [MASK].", allow=["a", "😀", unknown, "the"]) == known
     assert {each.text for each in known.masks[0].predictions} == {"a", "the"}
@@ -63,7 +63,7 @@ def test_unknown_tokens_of_a_scored_text_are_marked(with_unknown: MaskFiller) ->
     """A score is given, and says which of its tokens stand for text that has none."""
     (result,) = with_unknown.score(["the 😀 film"])
     found = [each.token for each in result.tokens if each.unknown]
-    assert found == [with_unknown.engine.encoder.vocabulary.token(unknown_id(with_unknown))]
+    assert found == [with_unknown.model.encoder.vocabulary.token(unknown_id(with_unknown))]
     assert result.to_dict()["tokens"][-1]["unknown"] is False
 
 
@@ -194,7 +194,7 @@ def test_patterns_that_are_none(shipped: MaskFiller, pattern: Any, message: str)
 @pytest.mark.timeout(120)
 def test_a_pattern_that_backtracks_meets_short_words(shipped: MaskFiller) -> None:
     """What would not end on a long text ends on the words of this vocabulary, of at most 18 characters."""
-    assert max(map(len, shipped.engine.encoder.vocabulary.words)) == 18
+    assert max(map(len, shipped.model.encoder.vocabulary.words)) == 18
     (mask,) = shipped.fill(TEXT, pattern="(a+)+$").masks
     assert {each.text for each in mask.predictions} <= {"a", "aa", "aaa"}
     with pytest.raises(InputError, match="no token of the vocabulary is left"):
@@ -245,7 +245,7 @@ def test_windows_are_placed_right_in_any_spelling(shipped: MaskFiller) -> None:
 @pytest.mark.timeout(30)
 def test_a_text_of_many_masks_is_linear(shipped: MaskFiller) -> None:
     """Where the windows of twelve thousand masks lie is found at once; a minute, where each looked at all others."""
-    (parts,) = shipped.engine.encoder.try_encode(["<mask> " * 12_000], "window")
+    (parts,) = shipped.model.encoder.try_encode(["<mask> " * 12_000], "window")
     assert not isinstance(parts, InputError)
     assert len(parts) == 12_000
     assert parts[-1].spans == ((7 * 11_999, 7 * 12_000 - 1),)
@@ -310,7 +310,7 @@ def test_methods_without_windows_offer_none(shipped: MaskFiller) -> None:
 
 def test_a_long_text_is_scored_in_little_memory(shipped: MaskFiller) -> None:
     """The masked windows of a long text are made as they are asked about: all at once, they took 4 KB a token."""
-    whole = shipped.engine.encoder.whole("good " * 20_000, "the text", "window")
+    whole = shipped.model.encoder.whole("good " * 20_000, "the text", "window")
     tracemalloc.start()
     asked = [_masked(whole, place, "pll_word_l2r", 512, 103) for place in range(1, 20_001)]
     _, peak = tracemalloc.get_traced_memory()
@@ -323,9 +323,9 @@ def test_a_long_text_is_scored_in_little_memory(shipped: MaskFiller) -> None:
 def test_a_text_that_is_one_word(bundles: dict[str, Path]) -> None:
     """Scored within its word, a token looks no further than its window, whose last special token stays as it is."""
     filler = MaskFiller(bundles["roberta"], precision="fp32")
-    whole = filler.engine.encoder.whole("ab" * 30_000, "the text", "window")
+    whole = filler.model.encoder.whole("ab" * 30_000, "the text", "window")
     assert len(set(whole.words[1:-1])) == 1
-    longest, mask = filler.info.max_length, filler.engine.manifest.mask_id
+    longest, mask = filler.info.max_length, filler.model.manifest.mask_id
     asked = [_masked(whole, place, "pll_word_l2r", longest, mask) for place in range(1, len(whole.ids) - 1)]
     for each in (asked[0], asked[len(asked) // 2], asked[-1]):
         (index,) = each.positions

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.pipelines.base import PipelineException
 
 from mlm_infer import InputError, MaskFiller
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 NAMES = ["base", "bert", "distilbert", "roberta"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlm_infer import InputError, MaskFiller
-from mlm_infer.cpu import available_cpus, cpu_kind, cpu_name
+from mlm_infer.runtime.cpu import available_cpus, cpu_kind, cpu_name
 
 from .test_pipeline_parity import masked_sentences
 

@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from configparser import ConfigParser
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -49,7 +52,8 @@ def test_import_alone_loads_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["mlm_infer.cli", "mlm_infer.training.cli", "mlm_infer.export.cli", "mlm_infer.benchmarks.cli"]
+    "module",
+    ["mlm_infer.cli.fill_command", "mlm_infer.training.cli", "mlm_infer.export.cli", "mlm_infer.benchmarks.cli"],
 )
 def test_help_comes_before_heavy_imports(module: str) -> None:
     """`--help` needs click alone."""
@@ -57,26 +61,94 @@ def test_help_comes_before_heavy_imports(module: str) -> None:
     assert not loaded & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
 
 
+PARTS = ("training", "export", "benchmarks")
+ROOMS = (
+    ("errors",),
+    ("results", "options"),
+    ("bundle",),
+    ("text", "runtime"),
+    ("tasks", "locate"),
+    ("shared",),
+    ("filler",),
+    ("async_filler", "inspection"),
+    ("cli",),
+)
+"""The modules and folders of the run time from the ground up: each imports from floors below its own, and itself."""
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield what a file imports, as written, and how many dots stand before it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level
+
+
 def test_imports_go_one_way() -> None:
     """training, export and benchmarks import mlm_infer; it imports none of them, nor they each other."""
-    parts = {"training", "export", "benchmarks"}
-    for folder in ("mlm_infer", *parts):
-        for path in (ROOT / folder).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                if isinstance(node, ast.ImportFrom):
-                    assert node.level < 2, f"{path} reaches out of its folder"
-                    names = [] if node.level else [node.module or ""]
-                for name in names:
-                    first, _, rest = name.partition(".")
-                    assert first not in parts, f"{path} imports {name} by its folder"
-                    if first == "mlm_infer" and folder != "benchmarks":
-                        assert rest.partition(".")[0] not in parts, f"{path} imports {name}"
+    for folder in ("mlm_infer", *PARTS):
+        for path in (ROOT / folder).rglob("*.py"):
+            for name, level in imports(path):
+                assert level < 2, f"{path} reaches out of its folder"
+                if level:
+                    continue
+                first, _, rest = name.partition(".")
+                assert first not in PARTS, f"{path} imports {name} by its folder"
+                if first == "mlm_infer" and folder != "benchmarks":
+                    assert rest.partition(".")[0] not in PARTS, f"{path} imports {name}"
+
+
+def run_time_imports() -> Iterator[tuple[Path, str]]:
+    """Yield each import within the run time: the file, and the module without `mlm_infer.`."""
+    home = ROOT / "mlm_infer"
+    for path in home.rglob("*.py"):
+        here = path.relative_to(home).parts[:-1]
+        for name, level in imports(path):
+            if level:
+                yield path, ".".join([*here, name] if name else here)
+            elif name.startswith("mlm_infer."):
+                yield path, name.removeprefix("mlm_infer.")
+
+
+def test_rooms_of_the_run_time_lie_in_floors() -> None:
+    """No arrow goes upwards or sideways, so there is no circle between rooms, and every module has its room."""
+    floors = {name: floor for floor, names in enumerate(ROOMS) for name in names}
+    home = ROOT / "mlm_infer"
+    held = {path.relative_to(home).parts[0].removesuffix(".py") for path in home.rglob("*.py")} - {"__init__"}
+    assert held == set(floors)
+    for path, name in run_time_imports():
+        mine, other = path.relative_to(home).parts[0].removesuffix(".py"), name.partition(".")[0]
+        if mine not in ("__init__", other):
+            assert floors[other] < floors[mine], f"{path} imports {name}, which is not below it"
+
+
+def test_no_circles_within_a_room() -> None:
+    """Modules of a room can be read one after the other."""
+    home = ROOT / "mlm_infer"
+    needs: dict[str, set[str]] = {}
+    for path, name in run_time_imports():
+        mine = ".".join(path.relative_to(home).with_suffix("").parts)
+        needs.setdefault(mine, set()).add(name)
+    # Raises CycleError, which names the circle.
+    assert list(TopologicalSorter(needs).static_order())
+
+
+def test_rooms_are_small_and_packaged() -> None:
+    """At most a dozen modules a room; setuptools would leave out, without a word, one that setup.cfg does not list."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(settings["options"]["packages"].split())
+    rooms = [path.parent for path in (ROOT / "mlm_infer").rglob("__init__.py")]
+    found = {".".join(room.relative_to(ROOT).parts) for room in rooms}
+    assert listed == found | {f"mlm_infer.{part}" for part in PARTS}
+    for room in rooms:
+        assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 12, room
 
 
 def test_mapped_folders_are_flat() -> None:
     """A sub-folder would be left out of the wheel without a warning."""
-    for folder in ("training", "export", "benchmarks"):
+    for folder in PARTS:
         inner = [path.name for path in (ROOT / folder).iterdir() if path.is_dir() and any(path.glob("*.py"))]
         assert inner == []
 

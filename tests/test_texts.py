@@ -12,8 +12,8 @@ from mlm_infer.export.texts import own_texts, read_texts
 from transformers import AutoTokenizer
 
 from mlm_infer import MaskFiller
-from mlm_infer.manifest import read_manifest
-from mlm_infer.samples import movie_reviews
+from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.shared.samples import movie_reviews
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from mlm_infer.export.to_torchscript import TORCHSCRIPT_INPUTS
 from transformers import AutoTokenizer
 
 from mlm_infer import BundleError, DeviceError, ExportError, InputError, MaskFiller
-from mlm_infer.bundle import hash_file
+from mlm_infer.bundle.manifest import hash_file
+from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.inspection import verify_bundle
-from mlm_infer.manifest import read_manifest
-from mlm_infer.torchscript import TorchScript
+from mlm_infer.runtime.torchscript import TorchScript
 
 from .test_pipeline_parity import NAMES, masked_sentences
 

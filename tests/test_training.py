@@ -17,7 +17,7 @@ from mlm_infer.training.trainer import evaluate_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import DataError, InputError, ModelError, OutputExistsError
-from mlm_infer.masked_rows import head_at_rows, rows_are_exact
+from mlm_infer.shared.masked_rows import head_at_rows, rows_are_exact
 
 from .test_architectures import ARCHITECTURES
 from .test_pipeline_parity import NAMES

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from mlm_infer.export.known_answers import record_answers
 
 from mlm_infer import BundleError, MaskFiller
-from mlm_infer.bundle import hash_file
+from mlm_infer.bundle.graph_scan import external_files
+from mlm_infer.bundle.manifest import hash_file
+from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.errors import ExportError
 from mlm_infer.inspection import describe_bundle, verify_bundle
-from mlm_infer.known_answers import record_answers
-from mlm_infer.manifest import read_manifest
-from mlm_infer.onnx_scan import external_files
 
 from .hostile import SHIPPED, edit, reseal
 

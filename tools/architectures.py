@@ -17,8 +17,8 @@ from mlm_infer.export import Budget, export_bundle
 from mlm_infer.training import TrainConfig, fine_tune
 from tiny_models import BUILDERS, WIDE
 
+from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.errors import ExportError, MlmInferError
-from mlm_infer.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/architectures.md"

@@ -28,7 +28,7 @@ from places import full_disk, read_only
 from tiny_models import BUILDERS
 from transformers import AutoModel, GPT2Config
 
-from mlm_infer.bundle import hash_file
+from mlm_infer.bundle.manifest import hash_file
 
 # ruff: noqa: S603
 
@@ -205,11 +205,11 @@ OLD_CPU = "MLM_INFER_CPU=avx2 mlm-fill 'A [MASK].' -m bundle"
 
 PLAIN = (
     "python -c \"import sys; sys.modules['onnx_ir'] = None; "
-    "from mlm_infer.cli import main; main(['A [MASK].', '-m', 'plain'])\""
+    "from mlm_infer.cli.fill_command import main; main(['A [MASK].', '-m', 'plain'])\""
 )
 NO_EXPORT = (
     "python -c \"import sys; sys.modules['onnx_ir'] = None; "
-    "from mlm_infer.cli import main; main(['A [MASK].', '-m', 'checkpoint'])\""
+    "from mlm_infer.cli.fill_command import main; main(['A [MASK].', '-m', 'checkpoint'])\""
 )
 
 GROUPS: dict[str, list[Fault]] = {

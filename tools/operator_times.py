@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from mlm_infer.tables import format_table
+from mlm_infer.shared.tables import format_table
 
 _TOKENS, _WIDTH, _INNER = 800, 768, 3072
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from mlm_infer.tables import format_table
+from mlm_infer.shared.tables import format_table
 
 _INNER, _OUTER, _PRODUCTS = 768, 3072, 24
 _ROWS = (1, 8, 25, 64, 128, 512)

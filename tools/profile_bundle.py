@@ -12,8 +12,8 @@ import click
 import numpy as np
 import onnxruntime
 
-from mlm_infer.manifest import read_manifest
-from mlm_infer.tables import format_table
+from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.shared.tables import format_table
 
 _RUNS = 12
 

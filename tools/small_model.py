@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from sources import base_checkpoint, vader_texts, wordnet_definitions
 
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 SHIPPED = Path(__file__).resolve().parent.parent / "mlm_infer/resources/english-small"
 TRAIN = (

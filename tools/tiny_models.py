@@ -17,7 +17,7 @@ from mlm_infer.benchmarks.shapes import byte_level_bpe, word_piece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 __all__ = ["BUILDERS", "WIDE"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from sources import minilm_encoder, vader_texts
 
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 TRAIN = (
     "--validation-data movie-reviews --validation-split validation --epochs 6 --learning-rate 5e-4 "

@@ -18,8 +18,7 @@ def main() -> int:
         package = Path(scratch, "mlm_infer")
         package.mkdir()
         for source in (ROOT / "mlm_infer").iterdir():
-            if source.suffix in (".py", ".typed"):
-                (package / source.name).symlink_to(source)
+            (package / source.name).symlink_to(source)
         for part in ("training", "export", "benchmarks"):
             (package / part).symlink_to(ROOT / part)
         for part in ("tests", "tools", "examples"):

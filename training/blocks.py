@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from mlm_infer.checkpoint import special_ends
 from mlm_infer.errors import DataError, InputError
+from mlm_infer.shared.checkpoint import special_ends
 
 __all__ = ["Blocks", "MaskedBatch", "freeze_masks", "make_blocks", "mask_collator"]
 

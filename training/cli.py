@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from mlm_infer.command import command_errors
 from mlm_infer.errors import InputError, MlmInferError
+from mlm_infer.shared.command import command_errors
 
 from .config import Precision, TrainConfig, load_recipe, recipe_names
 

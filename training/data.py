@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 
 from mlm_infer.errors import DataError
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 from .config import TrainConfig
 

@@ -3,8 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
-from mlm_infer.cpu import cpu_flags
 from mlm_infer.errors import InputError
+from mlm_infer.runtime.cpu import cpu_flags
 
 __all__ = ["choose_precision", "computes_in_half"]
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlm_infer.cpu import available_cpus, cpu_name
-from mlm_infer.folders import REPORT
-from mlm_infer.tables import format_table
+from mlm_infer.runtime.cpu import available_cpus, cpu_name
+from mlm_infer.shared.folders import REPORT
+from mlm_infer.shared.tables import format_table
 
 from .config import TrainConfig
 

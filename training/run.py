@@ -12,9 +12,9 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mlm_infer.checkpoint import max_length, open_checkpoint
 from mlm_infer.errors import InputError, OutputExistsError
-from mlm_infer.folders import REPORT, check_output, holds, move_into_place, writing
+from mlm_infer.shared.checkpoint import max_length, open_checkpoint
+from mlm_infer.shared.folders import REPORT, check_output, holds, move_into_place, writing
 
 from .blocks import freeze_masks, make_blocks, mask_collator
 from .config import TrainConfig

@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from mlm_infer.masked_rows import head_at_rows, masked_logits, rows_are_exact
+from mlm_infer.shared.masked_rows import head_at_rows, masked_logits, rows_are_exact
 
 from .blocks import MaskedBatch
 

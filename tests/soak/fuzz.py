@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mlm_infer import InputError, MaskFiller, MlmInferError
-from mlm_infer.bundle import hash_file
+from mlm_infer.bundle.manifest import hash_file
 from mlm_infer.results import FillResult
 from tests.hostile import SHIPPED, with_graph, with_tokenizer
 

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 from tests.test_folders import RELATIONS, contents
 
 from .sizes import report, sizes

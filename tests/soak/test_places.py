@@ -10,8 +10,8 @@ import pytest
 from places import full_disk, read_only
 
 from mlm_infer import MaskFiller
-from mlm_infer.cpu import _cgroup_quota
 from mlm_infer.inspection import verify_bundle
+from mlm_infer.runtime.cpu import _cgroup_quota
 
 from .sizes import report, sizes
 
@@ -108,7 +108,7 @@ def test_quota_of_one_core(tmp_path: Path) -> None:
         return
     code = (
         f"import os; open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
-        "from mlm_infer.cpu import available_cpus; print(available_cpus())"
+        "from mlm_infer.runtime.cpu import available_cpus; print(available_cpus())"
     )
     try:
         (group / quota[0]).write_text(quota[1])

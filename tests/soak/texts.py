@@ -3,7 +3,7 @@
 from random import Random
 
 from mlm_infer import MaskFiller
-from mlm_infer.samples import movie_reviews
+from mlm_infer.shared.samples import movie_reviews
 
 __all__ = ["any_text", "mixed_texts"]
 

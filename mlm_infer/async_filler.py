@@ -1,0 +1,343 @@
+"""`AsyncMaskFiller`: concurrent awaits share the runs of one model."""
+
+import asyncio
+import contextlib
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from .errors import BundleError, InputError
+from .filler import MaskFiller
+from .options import shown, whole_number
+from .results import FillResult
+from .runtime.best import Answer
+from .runtime.predictor import TOKEN_BUDGET
+from .tasks.fill import Choice, Wanted, ask_parts, build_result, check_top_k, encode_texts, wanted_ids
+from .text.encoder import EncodedText, LongText
+
+__all__ = ["AsyncMaskFiller"]
+
+_T = TypeVar("_T")
+
+_TEXT_THREADS = 4
+_SHORT, _FEW = 1_000, 50
+"""Characters of a text, and predictions, that take a fraction of a millisecond."""
+
+_OTHER_LOOP = "this AsyncMaskFiller belongs to another event loop; make one for each loop"
+_MOST = 1_000_000_000
+
+_MOST_REPEATED = 20_000_000
+"""Most characters of an answer, which has the whole text once a prediction."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """A text that waits. Its parts, of which all but a very long text has one, are asked one a run."""
+
+    parts: list[EncodedText]
+    wanted: list[Wanted] | None
+    choice: Choice
+    answer: asyncio.Future[list[list[Answer]]]
+    found: list[list[Answer]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the part that is next."""
+        return len(self.parts[len(self.found)].ids)
+
+
+class AsyncMaskFiller:
+    """Answers awaits from one event loop; those that come together are answered by one run of the model.
+
+    A request that finds the model idle waits up to `max_wait_ms` for company; while the model runs, what comes
+    is gathered for the next run. The model runs on a thread of its own. All but sentences are tokenized, words
+    restricted and results built on a few others, so the loop stays free and `timeout` covers all of it. Where a
+    request ends early, what a thread has begun for it (one run, one text) is finished first.
+
+    Strangers may choose texts and numbers, within the limits below, but not `pattern`: Python's `re` holds the lock
+    of the interpreter while it matches, and an expression that backtracks without end stops the whole process.
+
+    Args:
+        filler: What answers. It stays open when this is closed.
+        max_wait_ms: Longest wait of a request for others, in milliseconds; 0 takes what is there.
+        max_tokens: Most tokens in a run, padding included; what is more waits for the next, those that differ most
+            in length from the oldest first.
+        max_pending: Most requests that wait; further awaits pause before they are taken (back-pressure).
+        max_characters: Most characters of a text.
+        max_predictions: Most predictions of an answer, `top_k` for each mask; fewer for a text of more than 2,000
+            characters, since each prediction has the whole text.
+
+    Raises:
+        InputError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        filler: MaskFiller,
+        *,
+        max_wait_ms: float = 2.0,
+        max_tokens: int = TOKEN_BUDGET,
+        max_pending: int = 1024,
+        max_characters: int = 100_000,
+        max_predictions: int = 10_000,
+    ) -> None:
+        wait = _seconds("max_wait_ms", max_wait_ms)
+        limits = {
+            "max_tokens": max_tokens,
+            "max_pending": max_pending,
+            "max_characters": max_characters,
+            "max_predictions": max_predictions,
+        }
+        for name, value in limits.items():
+            limits[name] = whole_number(name, value, least=1, most=_MOST)
+        self.filler = filler
+        self._max_wait = wait / 1e3
+        self._max_tokens = limits["max_tokens"]
+        self._max_characters = limits["max_characters"]
+        self._max_predictions = limits["max_predictions"]
+        self._room = asyncio.Semaphore(limits["max_pending"])
+        self._taken: set[asyncio.Future[None]] = set()
+        self._waiting: list[_Request] = []
+        self._running: list[_Request] = []
+        self._full = asyncio.Event()
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="mlm-infer")
+        self._texts = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="mlm-infer-texts")
+        self._worker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Answer what was taken, then take nothing more. If this is cancelled, what was taken is answered still.
+
+        Raises:
+            InputError: This is at work on another event loop.
+        """
+        owner = self._owner()
+        if owner is not asyncio.get_running_loop() and not owner.is_closed():
+            raise InputError(_OTHER_LOOP)
+        self._closed = True
+        self._full.set()
+        while self._taken and not owner.is_closed():
+            await asyncio.wait(self._taken)
+        for executor in (self._model, self._texts):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def fill(
+        self,
+        text: str,
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+        words_only: bool = False,
+        pattern: str | re.Pattern[str] | None = None,
+        min_score: float = 0.0,
+        renormalize: bool = False,
+        long_text: LongText = "error",
+        timeout: float | None = None,
+    ) -> FillResult:
+        """Fill the masks of one text, as `MaskFiller.fill` does.
+
+        A cancelled await is taken out of what waits; one whose run has begun is dropped when that ends.
+
+        Args:
+            text: A text with one or more masks.
+            top_k: As for `MaskFiller.fill`, and so are the others.
+            targets: Words to choose among.
+            allow: Words that may be given.
+            deny: Words that are never given.
+            words_only: Whole words alone.
+            pattern: What a word has to match; not for strangers to choose, see above.
+            min_score: Least probability of a prediction.
+            renormalize: Scores over what may be given.
+            long_text: What to do with a text that is too long.
+            timeout: Most seconds from the call to the answer.
+
+        Raises:
+            InputError: The text or an argument cannot be used, the answer would be larger than `max_predictions`
+                allows, this is closed, or it belongs to another event loop.
+            BundleError: The model or its tokenizer failed.
+            TimeoutError: There was no answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        if self._owner() is not loop:
+            raise InputError(_OTHER_LOOP)
+        if timeout is not None:
+            timeout = _seconds("timeout", timeout)
+        predictions = self._check_size(text, top_k)
+        restricted = words_only or any(each is not None for each in (targets, allow, deny, pattern))
+        # To wake a thread for a sentence would take longer than to tokenize it here.
+        aside = self._texts if restricted or predictions > _FEW or len(text) > _SHORT else None
+        choose = partial(
+            Choice.of,
+            self.filler.model,
+            top_k=top_k,
+            targets=targets,
+            allow=allow,
+            deny=deny,
+            words_only=words_only,
+            pattern=pattern,
+            min_score=min_score,
+            renormalize=renormalize,
+            long_text=long_text,
+        )
+        async with asyncio.timeout(timeout), self._room:
+            if self._closed:
+                raise InputError("this AsyncMaskFiller is closed; open a new one")
+            taken, answer = loop.create_future(), loop.create_future()
+            self._taken.add(taken)
+            try:
+                request = await _on(aside, self._prepare, text, choose, answer)
+                self._waiting.append(request)
+                self._note_if_full()
+                self._start()
+                found = await answer
+                return await _on(aside, build_result, self.filler.model, request.parts, found, request.choice)
+            finally:
+                answer.cancel()
+                self._taken.discard(taken)
+                taken.set_result(None)
+
+    def _owner(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that this belongs to, the first that it was used on."""
+        # One step, whatever other threads do.
+        owner: asyncio.AbstractEventLoop = self.__dict__.setdefault("_loop", asyncio.get_running_loop())
+        return owner
+
+    def _check_size(self, text: object, top_k: int) -> int:
+        """Return how many predictions are asked for; raise InputError if they or the text are more than may be."""
+        if not isinstance(text, str):
+            raise InputError(f"text is a {type(text).__name__}; give a string")
+        if len(text) > self._max_characters:
+            raise InputError(
+                f"the text has {len(text):,} characters, and may have {self._max_characters:,} here (max_characters); "
+                f"shorten it: {text[:40]!r}"
+            )
+        model = self.filler.model
+        top_k = check_top_k(model, top_k)
+        masks, each = len(model.encoder.mask_spans(text)), min(top_k, model.manifest.vocab_size)
+        most = min(self._max_predictions, _MOST_REPEATED // max(1, len(text)))
+        if masks * each > most:
+            raise InputError(
+                f"{masks:,} masks with {each:,} predictions each make {masks * each:,}, and for {len(text):,} "
+                f"characters there may be {most:,} here (see max_predictions); take a smaller top_k or fewer masks"
+            )
+        return masks * each
+
+    def _prepare(self, text: str, choose: Callable[[], Choice], answer: asyncio.Future[list[list[Answer]]]) -> _Request:
+        model, choice = self.filler.model, choose()
+        (parts,) = encode_texts(model, [text], choice)
+        if isinstance(parts, InputError):
+            raise parts
+        return _Request(parts, wanted_ids(model, parts, choice), choice, answer)
+
+    def _start(self) -> None:
+        """Have what waits answered."""
+        if self._worker is None:
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+            self._worker.add_done_callback(self._ended)
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        """Fail what waits, where what answers it was cancelled or broke."""
+        self._worker, running, self._running = None, self._running, []
+        error: BaseException | None = (
+            InputError("the event loop's tasks were cancelled, and the run of the model with them; ask again")
+            if worker.cancelled()
+            else worker.exception()
+        )
+        if error is not None:
+            _fail([*running, *self._waiting], error)
+            self._waiting.clear()
+        elif self._waiting:
+            self._start()
+
+    async def _work(self) -> None:
+        while self._waiting:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._full.wait(), self._max_wait)
+            self._running = self._take()
+            by_choice: dict[Choice, list[_Request]] = {}
+            for each in self._running:
+                by_choice.setdefault(each.choice, []).append(each)
+            for choice, requests in by_choice.items():
+                parts = [each.parts[len(each.found)] for each in requests]
+                wanted = [each.wanted[len(each.found)] for each in requests if each.wanted is not None] or None
+                try:
+                    answers = await _on(self._model, ask_parts, self.filler.model, parts, wanted, choice)
+                except Exception as error:  # whatever it is, each await gets it
+                    _fail(requests, error)
+                    continue
+                for each, answer in zip(requests, answers, strict=True):
+                    each.found.append(answer)
+                    if len(each.found) < len(each.parts):
+                        # Behind those that came meanwhile: a text of many parts holds nobody longer than one run.
+                        self._waiting.append(each)
+                    elif not each.answer.done():
+                        each.answer.set_result(each.found)
+
+    def _take(self) -> list[_Request]:
+        """Take the oldest request and those nearest to it in length, within the token budget."""
+        waiting = [each for each in self._waiting if not each.answer.done()]
+        nearest = sorted(waiting, key=lambda each: abs(each.tokens - waiting[0].tokens))
+        taken: list[_Request] = []
+        longest = 0
+        for each in nearest:
+            longest = max(longest, each.tokens)
+            if taken and longest * (len(taken) + 1) > self._max_tokens:
+                break
+            taken.append(each)
+        gone = set(taken)
+        self._waiting = [each for each in waiting if each not in gone]
+        self._full.clear()
+        self._note_if_full()
+        return taken
+
+    def _note_if_full(self) -> None:
+        """End the wait for company where a run is full without it."""
+        if not self._full.is_set() and sum(each.tokens for each in self._waiting) >= self._max_tokens:
+            self._full.set()
+
+
+async def _on(executor: Executor | None, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function on a thread, or at once where there is no executor."""
+    if executor is None:
+        return _guarded(function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(executor, partial(_guarded, function, *arguments))
+
+
+def _guarded(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function; what a future cannot hold, or asyncio would not hand on, becomes an error that it can."""
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        name = type(error).__name__
+        raise BundleError(f"the model or its tokenizer broke ({name}: {error!s:.200}); export it again") from error
+
+
+def _fail(requests: Sequence[_Request], error: BaseException) -> None:
+    for each in requests:
+        if not each.answer.done():
+            each.answer.set_exception(error)
+
+
+def _seconds(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{name} is {shown(value)}; it must be a number from 0")
+    return number

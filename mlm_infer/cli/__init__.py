@@ -1,0 +1,1 @@
+"""`mlm-fill`: the command, files in and files out."""

@@ -1,0 +1,177 @@
+"""`mlm-fill`: fill masks from a shell."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlm_infer.errors import DataError, InputError
+from mlm_infer.shared.command import command_errors
+from mlm_infer.shared.tables import format_table, without_controls
+from mlm_infer.tasks.chunks import chunked
+
+from .read_texts import ReadText, read_lines, read_texts
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
+    from mlm_infer.filler import MaskFiller
+    from mlm_infer.results import FillResult
+
+__all__ = ["main"]
+
+_CHUNK = 256
+
+
+@click.command()
+@click.argument("texts", nargs=-1)
+@click.option("--model", "-m", help="Bundle, ONNX export, checkpoint or Hub id.  [default: the one shipped]")
+@click.option(
+    "--input",
+    "-i",
+    "paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File of texts: a .csv, .jsonl or .parquet file with a column of them, any other with one a line.",
+)
+@click.option("--column", default="text", show_default=True, help="Column of the texts in such a table.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to this .jsonl or .parquet file.")
+@click.option("--resume", is_flag=True, help="Go on with an --output that was stopped.")
+@click.option("--top-k", "-k", default=5, show_default=True, help="Predictions a mask.")
+@click.option("--targets", "-t", multiple=True, help="Word to choose among; repeat it, or separate with commas.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8.")
+@click.option("--backend", default="auto", show_default=True, help="auto, onnx or torchscript.")
+@click.option("--threads", type=int, help="Threads of one run.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
+@click.version_option(package_name="mlm-infer")
+@command_errors
+def main(
+    texts: tuple[str, ...],
+    model: str | None,
+    paths: tuple[Path, ...],
+    column: str,
+    output: Path | None,
+    resume: bool,
+    top_k: int,
+    targets: tuple[str, ...],
+    device: str,
+    precision: str,
+    backend: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Fill the masks of TEXTS; a text of - reads lines from standard input.
+
+    \b
+    mlm-fill "This is a great [MASK]."
+    cat sentences.txt | mlm-fill - --json
+    mlm-fill --input reviews.csv --column body --output filled.jsonl
+    """  # noqa: D301
+    if not texts and not paths:
+        raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
+    from mlm_infer.filler import MaskFiller
+
+    words = [word for target in targets for word in target.split(",")]
+    filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
+    if output is not None:
+        _to_file(filler, texts, paths, column, output, resume, {"top_k": top_k, "targets": words or None})
+        return
+    lines = _lines(texts, paths, column)
+    # A bar is of use only to a person who does not see the answers scroll by.
+    hidden = not sys.stderr.isatty() or sys.stdout.isatty()
+    total = _count(texts, paths, column)
+    bar: ProgressBar[int]
+    with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
+        for chunk in chunked(lines, _CHUNK, lambda read: len(read.text)):
+            for result in _fill(filler, chunk, top_k, words or None):
+                click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
+            bar.update(len(chunk))
+
+
+def _to_file(
+    filler: "MaskFiller",
+    texts: Sequence[str],
+    paths: Sequence[Path],
+    column: str,
+    output: Path,
+    resume: bool,
+    options: dict[str, Any],
+) -> None:
+    """Fill a file of texts into another, with a bar and a rate for a person."""
+    from .fill_file import fill_file
+
+    if texts or len(paths) != 1:
+        raise InputError("--output takes the texts of one --input")
+    total = _count([], paths, column)
+    started = time.perf_counter()
+    bar: ProgressBar[int]
+    try:
+        with click.progressbar(
+            length=total or 0, label="Filling", file=sys.stderr, show_pos=True, hidden=not sys.stderr.isatty()
+        ) as bar:
+            done, wrong = fill_file(
+                filler, paths[0], output, column=column, options=options, resume=resume, on_text=bar.update
+            )
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command with --resume goes on from here", err=True)
+        sys.exit(1)
+    # What an earlier run did took time that is not known here.
+    rate = "" if resume else f" ({done / (time.perf_counter() - started):.0f} a second)"
+    errors = f", {wrong} of them with an error instead of predictions" if wrong else ""
+    click.echo(f"written: {output}, {done} texts{errors}{rate}", err=True)
+
+
+def _fill(filler: "MaskFiller", chunk: list[ReadText], top_k: int, targets: list[str] | None) -> "Iterator[FillResult]":
+    """Yield the results of a chunk; where a text is wrong, those before it come first, then its error."""
+    try:
+        if not any(read.wrong for read in chunk):
+            yield from filler.fill_batch([read.text for read in chunk], top_k=top_k, targets=targets)
+            return
+    except InputError:
+        pass
+    for read in chunk:
+        if read.wrong:
+            raise DataError(read.wrong)
+        try:
+            result = filler.fill(read.text, top_k=top_k, targets=targets)
+        except InputError as error:
+            if not read.place:
+                raise
+            raise DataError(f"{read.place}: {error}") from error
+        yield result
+
+
+def _lines(texts: Sequence[str], paths: Sequence[Path], column: str) -> Iterator[ReadText]:
+    """Yield arguments, and lines of what they name; blank lines are left out."""
+    for text in texts:
+        if text == "-":
+            yield from read_lines("standard input", sys.stdin)
+        else:
+            yield ReadText("", text)
+    for path in paths:
+        yield from read_texts(path, column)
+
+
+def _count(texts: Sequence[str], paths: Sequence[Path], column: str) -> int | None:
+    """Return how many texts there are, or None where some can be read only once."""
+    if "-" in texts or any(path.exists() and not path.is_file() for path in paths):
+        return None
+    return len(texts) + sum(1 for path in paths for _ in read_texts(path, column))
+
+
+def _for_people(result: "FillResult") -> str:
+    parts = [without_controls(result.text)]
+    for number, mask in enumerate(result.masks, 1):
+        if len(result.masks) > 1:
+            parts.append(f"mask {number}")
+        rows = [
+            [f"{each.score:.3f}", without_controls(each.text), without_controls(each.sequence)]
+            for each in mask.predictions
+        ]
+        parts.append(format_table(["score", "word", "sequence"], rows))
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,218 @@
+"""A file of texts in, a file of results out: in order, in bounded memory, and to be taken up again where it stopped."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlm_infer.errors import InputError
+from mlm_infer.filler import MaskFiller
+from mlm_infer.results import FillResult
+from mlm_infer.tasks.chunks import chunked
+from mlm_infer.text.vocabulary import is_text
+
+from .fill_job import FillJob
+from .read_texts import ReadText, pyarrow_parquet, read_texts
+
+__all__ = ["fill_file"]
+
+_FLUSH_EVERY = 512
+
+
+def fill_file(
+    filler: MaskFiller,
+    source: Path,
+    output: Path,
+    *,
+    column: str,
+    options: Mapping[str, Any],
+    resume: bool,
+    on_text: Callable[[int], None],
+) -> tuple[int, int]:
+    """Fill the masks of all texts of a file, a row of the output for each.
+
+    Rows are written beside the output, to `OUTPUT.part`, which takes its place when the last is there. A text that
+    cannot be filled, or a line that is too long to be read, gives a row with its `error`.
+
+    Args:
+        filler: What answers.
+        source: As for `read_texts`.
+        output: A file that ends in .jsonl or .parquet.
+        column: Column of the text.
+        options: Keyword arguments for `MaskFiller.fill_stream`.
+        resume: Go on after the last whole row of an `OUTPUT.part` of the same model and options, if its rows are of
+            the texts with which the input begins.
+        on_text: Called with the number of texts done, as they are done.
+
+    Returns:
+        How many texts there were, and how many of them could not be filled.
+
+    Raises:
+        OutputExistsError: The output is there, another process writes it, or a file that is not of such a run stands
+            where one would be written.
+        InputError: The output's name ends otherwise, or what is there to resume belongs to something else.
+        DataError: The file cannot be read.
+    """
+    kind = output.suffix.lower()
+    if kind not in (".jsonl", ".parquet"):
+        raise InputError(f"the output {output} must end in .jsonl or .parquet")
+    parquet = pyarrow_parquet() if kind == ".parquet" else None
+    texts = read_texts(source, column)
+    job = FillJob(output)
+    with job.held(_identity(filler, column, options), resume=resume):
+        if output.exists():
+            return _count(output, parquet)
+        if parquet is None:
+            done, wrong = _write_rows(filler, texts, job, options, on_text)
+            job.check_free()
+            job.part.replace(output)
+            return done, wrong
+        if job.part.exists() or not job.table.exists():
+            _write_rows(filler, texts, job, options, on_text)
+            _to_parquet(parquet, job.part, job.table)
+            # From here on the table is whole, and is all that a resumed run needs.
+            job.part.unlink()
+        job.check_free()
+        job.table.replace(output)
+        return _count(output, parquet)
+
+
+def _write_rows(
+    filler: MaskFiller,
+    texts: Iterator[ReadText],
+    job: FillJob,
+    options: Mapping[str, Any],
+    on_text: Callable[[int], None],
+) -> tuple[int, int]:
+    """Write the rows that are not there yet; return how many there are, and how many are errors."""
+    done, wrong = _take_up(job.part, texts) if job.part.exists() else (0, 0)
+    on_text(done)
+    number = 0
+    with job.part.open("a", encoding="utf-8") as rows:
+        for number, (read, result) in enumerate(_answers(filler, texts, options), 1):
+            if isinstance(result, InputError):
+                wrong += 1
+                # The stream counts from where it was taken up; a person counts from the top of the file.
+                error = read.wrong or str(result).replace(f"text {number - 1}", read.place, 1)
+                rows.write(_to_line({"text": read.text, "error": error}))
+            else:
+                rows.write(_to_line(result.to_dict()))
+            if number % _FLUSH_EVERY == 0:
+                rows.flush()
+                on_text(_FLUSH_EVERY)
+        on_text(number % _FLUSH_EVERY)
+    return done + number, wrong
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    # Half a surrogate pair, which JSON may hold, is written as JSON writes it.
+    return (line if is_text(line) else json.dumps(row)) + "\n"
+
+
+def _answers(
+    filler: MaskFiller, texts: Iterator[ReadText], options: Mapping[str, Any]
+) -> Iterator[tuple[ReadText, FillResult | InputError]]:
+    """Put each result with what was read: an error holds neither the text nor its place."""
+    pending: deque[ReadText] = deque()
+
+    def remembered() -> Iterator[str]:
+        for read in texts:
+            pending.append(read)
+            # What could not be read keeps its place among the results as an empty text, which is an error as well.
+            yield "" if read.wrong else read.text
+
+    for result in filler.fill_stream(remembered(), on_error="return", **options):
+        yield pending.popleft(), result
+
+
+def _identity(filler: MaskFiller, column: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same for a run to be taken up, besides the texts that are done."""
+    return {
+        "column": column,
+        "model": {name: each.sha256 for name, each in sorted(filler.model.manifest.files.items())},
+        "precision": filler.info.precision,
+        "options": dict(options),
+    }
+
+
+def _take_up(part: Path, texts: Iterator[ReadText]) -> tuple[int, int]:
+    """Go past the texts that have a row, and cut off a row that a kill left half-written.
+
+    Returns:
+        How many rows are whole, and how many of them are errors.
+
+    Raises:
+        InputError: A row is of another text than the input has there.
+    """
+    whole = rows = wrong = 0
+    with part.open("rb+") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                text = row["text"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{part}, line {rows + 1} is damaged; remove it, and begin anew") from error
+            read = next(texts, None)
+            if read is None or read.text != text:
+                now = "its texts end before that" if read is None else f"{read.place} is {read.text!r:.60}"
+                raise InputError(
+                    f"{part} belongs to another input: row {rows + 1} is of {text!r:.60}, but {now}; "
+                    "remove it to begin anew"
+                )
+            whole += len(line)
+            rows += 1
+            wrong += "error" in row
+        stream.truncate(whole)
+    return rows, wrong
+
+
+def _count(output: Path, parquet: Any) -> tuple[int, int]:
+    """Return how many rows a finished output has, and how many are errors."""
+    if parquet is None:
+        with output.open("rb") as rows:
+            errors = ["error" in json.loads(row) for row in rows]
+        return len(errors), sum(errors)
+    file = parquet.ParquetFile(output)
+    nulls = sum(batch.column(0).null_count for batch in file.iter_batches(columns=["error"]))
+    return file.metadata.num_rows, file.metadata.num_rows - nulls
+
+
+def _to_parquet(parquet: Any, part: Path, table: Path) -> None:
+    """Turn rows of JSON into a parquet file, a batch at a time."""
+    import pyarrow
+
+    prediction = pyarrow.struct(
+        [
+            ("token", pyarrow.string()),
+            ("token_id", pyarrow.int64()),
+            ("text", pyarrow.string()),
+            ("starts_word", pyarrow.bool_()),
+            ("score", pyarrow.float64()),
+            ("logprob", pyarrow.float64()),
+            ("sequence", pyarrow.string()),
+        ]
+    )
+    mask = pyarrow.struct(
+        [
+            ("position", pyarrow.int64()),
+            ("span", pyarrow.list_(pyarrow.int64())),
+            ("predictions", pyarrow.list_(prediction)),
+            ("window", pyarrow.list_(pyarrow.int64())),
+        ]
+    )
+    schema = pyarrow.schema([("text", pyarrow.string()), ("masks", pyarrow.list_(mask)), ("error", pyarrow.string())])
+    with part.open(encoding="utf-8") as rows, parquet.ParquetWriter(table, schema) as writer:
+        for lines in chunked(rows, 4096, len):
+            batch = [_to_utf8(json.loads(line)) for line in lines]
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+
+
+def _to_utf8(row: dict[str, Any]) -> dict[str, Any]:
+    """Write half a surrogate pair as its number: parquet holds UTF-8 alone. Only an error's row can have one."""
+    if "error" not in row:
+        return row
+    return {name: text.encode(errors="backslashreplace").decode() for name, text in row.items()}

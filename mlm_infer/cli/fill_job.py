@@ -1,0 +1,116 @@
+"""The files beside an output while it is being written: whose they are, and that one process at a time writes them."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mlm_infer.errors import InputError, OutputExistsError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+__all__ = ["FillJob"]
+
+logger = logging.getLogger(__name__)
+
+_OURS = re.compile(rb'\{"mlm-fill": "[0-9a-f]{64}"\}')
+
+
+@dataclass(frozen=True, slots=True)
+class FillJob:
+    """One run that writes an output, over as many processes as it takes.
+
+    Attributes:
+        output: The file that is asked for.
+    """
+
+    output: Path
+
+    @property
+    def part(self) -> Path:
+        """The rows, as they are done."""
+        return self.output.with_name(f"{self.output.name}.part")
+
+    @property
+    def table(self) -> Path:
+        """The rows as parquet; whole where the part is gone."""
+        return self.output.with_name(f"{self.output.name}.part.parquet")
+
+    @property
+    def record(self) -> Path:
+        """Says that the others are of such a run, and of which; locked while a process writes them."""
+        return self.output.with_name(f"{self.output.name}.job.json")
+
+    @contextmanager
+    def held(self, identity: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+        """Keep others from the output while rows are written; the record goes when all are.
+
+        Args:
+            identity: What must be the same for a run to be taken up.
+            resume: Take up what is there.
+
+        Raises:
+            OutputExistsError: Another process writes the output, or a file is there that may not be replaced.
+            InputError: What is there to take up is of another identity.
+        """
+        self._check(known=self.record.exists(), resume=resume)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        mine = json.dumps({"mlm-fill": digest}).encode()
+        # Whether it is somebody's own is seen before a byte is written.
+        with self.record.open("a+b") as stream:
+            if not self._lock(stream):
+                raise OutputExistsError(f"another mlm-fill is writing {self.output}; wait for it, or name another file")
+            found = stream.read(len(mine) + 1)
+            if found and not _OURS.fullmatch(found):
+                raise OutputExistsError(f"{self.record} is not of mlm-fill; move it away, or name another output")
+            self._check(known=bool(found), resume=resume)
+            left = next((path for path in (self.part, self.table, self.output) if path.exists()), None)
+            if left is not None and found != mine:
+                raise InputError(f"{left} belongs to another model or other options; finish that, or remove it")
+            if found != mine:
+                stream.truncate(0)
+                stream.write(mine)
+                stream.flush()
+            yield
+        # Closed first: Windows removes no open file.
+        self.record.unlink()
+
+    def check_free(self) -> None:
+        """Raise OutputExistsError where somebody put the output there meanwhile."""
+        if self.output.exists():
+            raise OutputExistsError(f"{self.output} was written meanwhile; move it away, then go on with --resume")
+
+    def _check(self, *, known: bool, resume: bool) -> None:
+        """Refuse what is there, unless a run of which there is a record is to be taken up."""
+        rows = [path for path in (self.part, self.table) if path.exists()]
+        # With nothing but the output, all that a kill left undone is to remove the record.
+        if self.output.exists() and (rows or not (known and resume)):
+            raise OutputExistsError(f"{self.output} exists; name another file, or remove it")
+        if rows and not known:
+            raise OutputExistsError(f"{rows[0]} is not of a run that can be taken up; move it away, or remove it")
+        if rows and not resume:
+            raise OutputExistsError(f"{rows[0]} was left by a run that stopped; go on with --resume, or remove it")
+
+    def _lock(self, stream: BinaryIO) -> bool:
+        """Take the lock, which goes with the process; tell whether nobody else has it, or has just removed the file."""
+        stream.seek(0)
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s): see that no second run writes it", self.record, error.strerror)
+        return self.record.exists() and os.path.samestat(self.record.stat(), os.fstat(stream.fileno()))

@@ -1,0 +1,173 @@
+"""Bundles made on first use: exported once, and kept by content in the user's cache folder."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlm_infer.bundle.manifest import SCHEMA, Manifest, check_all, hash_file
+from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.errors import BundleError, ExportError
+
+__all__ = ["CACHE_VARIABLE", "STEP_END", "cache_folder", "can_export", "export_once"]
+
+CACHE_VARIABLE = "MLM_INFER_CACHE"
+"""Environment variable that names another cache folder."""
+
+STEP_END = " ..."
+"""How a line of `mlm-export` ends that tells a step."""
+
+_PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "filelock")
+
+
+def cache_folder() -> Path:
+    """Return where bundles made on first use are kept: `MLM_INFER_CACHE`, or mlm-infer in the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mlm-infer"
+
+
+def can_export() -> bool:
+    """Tell whether what the extra [export] installs is there, without importing it."""
+    return all(importlib.util.find_spec(name) is not None for name in _PACKAGES)
+
+
+def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> tuple[Path, Manifest]:
+    """Return the bundle that `mlm-export` makes of a model, from the cache if the same files were exported before.
+
+    The export runs in a process of its own, so that torch is never loaded into this one; its steps are shown on
+    stderr. A second process that wants the same bundle waits for the first.
+
+    Args:
+        model: What to export: a folder or an ONNX file.
+        files: All that the bundle depends on.
+        options: Of `mlm-export`.
+
+    Returns:
+        The bundle, all of whose files have been checked, and its manifest.
+
+    Raises:
+        BundleError: The cache folder cannot be written, or others can write to it.
+        ExportError: The export failed.
+    """
+    entry = cache_folder() / f"{_name(model)}-{_key(files, options)}"
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        manifest = _read(entry)
+        if manifest is None:
+            with _alone(entry, model):
+                # Another process may have made it meanwhile.
+                manifest = _read(entry) or _make(model, entry, options)
+    except OSError as error:
+        raise BundleError(
+            f"the cache folder {entry.parent} cannot be written ({error.strerror}): set {CACHE_VARIABLE} to another, "
+            f"or write a bundle with: mlm-export {model} OUT"
+        ) from error
+    return entry, manifest
+
+
+@contextmanager
+def _alone(entry: Path, model: Path) -> Iterator[None]:
+    """Hold the lock of an entry."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(entry.parent / f".{entry.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _say(f"another process is exporting {model}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(model: Path, entry: Path, options: Sequence[str]) -> Manifest:
+    shutil.rmtree(entry, ignore_errors=True)
+    _say(f"exporting {model}, this once; it is kept in {entry}")
+    _export(model, entry, options)
+    entry.chmod(0o700)
+    return check_all(entry, read_manifest(entry))
+
+
+def _export(model: Path, entry: Path, options: Sequence[str]) -> None:
+    command = [sys.executable, "-P", "-m", "mlm_infer.export", str(model), str(entry), *options]
+    last = ""
+    with subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        assert process.stderr is not None  # noqa: S101
+        try:
+            for line in process.stderr:
+                last = line.strip() or last
+                if last.endswith(STEP_END):
+                    _say(last)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise ExportError(f"cannot export {model}: {last.removeprefix('error: ')}")
+
+
+def _say(text: str) -> None:
+    """Tell a person; who fills masks alone does not load click."""
+    import click
+
+    click.echo(text, err=True)
+
+
+def _name(model: Path) -> str:
+    """Return what a person calls the model; the commit of a Hub snapshot tells nobody anything."""
+    folder = model.resolve() if model.is_dir() else model.resolve().parent
+    while folder.name == "onnx":
+        folder = folder.parent
+    if folder.parent.name == "snapshots":
+        folder = folder.parent.parent
+    return folder.name.removeprefix("models--")
+
+
+def _key(files: Iterable[Path], options: Sequence[str]) -> str:
+    """Return a name for what an export depends on: its input, its options, and the exporting code."""
+    digest = hashlib.sha256()
+    for part in (importlib.metadata.version("mlm-infer"), str(SCHEMA), *options):
+        digest.update(part.encode() + b"\0")
+    for path in sorted(files):
+        digest.update(f"{path.name}\0{hash_file(path).sha256}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _read(entry: Path) -> Manifest | None:
+    """Return the manifest of an entry that is there with all its files; one that was damaged is made again.
+
+    Raises:
+        BundleError: Another user could have put it there.
+    """
+    _check_owner(entry.parent)
+    if not entry.is_dir():
+        return None
+    _check_owner(entry)
+    try:
+        return check_all(entry, read_manifest(entry))
+    except (BundleError, OSError):
+        return None
+
+
+def _check_owner(folder: Path) -> None:
+    status = folder.stat()
+    if sys.platform == "win32" or (
+        status.st_uid in (os.geteuid(), 0) and not status.st_mode & stat.S_IWOTH  # root can do anything anyway
+    ):
+        return
+    raise BundleError(
+        f"{folder} is another user's, or everybody can write to it, so a model in it may be anybody's: make it yours "
+        f"alone (chmod 700), or set {CACHE_VARIABLE} to another folder"
+    )

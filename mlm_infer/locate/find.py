@@ -1,0 +1,177 @@
+"""What a model's name stands for: a bundle, other people's ONNX file, a checkpoint, or a Hub id of any of these."""
+
+import json
+import logging
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+from mlm_infer.bundle.manifest import MANIFEST, TOKENIZER, Manifest
+from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.errors import BundleError, DependencyError, ExportError, InputError
+
+from .cache import can_export, export_once
+from .hub import fetch, is_hub_id
+from .plain_exports import home_of, onnx_files, precision_of, read_foreign, settings_files
+
+__all__ = ["locate"]
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_SETTINGS = ("*.json", "*.txt", "*.model")
+_PRECISIONS = ("fp32", "fp16", "int8")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_SAFE_WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
+"""Where one of these is there, transformers loads no others."""
+
+
+def locate(
+    model: str | PathLike[str],
+    *,
+    precision: str = "auto",
+    backend: str = "auto",
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> tuple[Path, Manifest]:
+    """Return the folder that a model runs from, and its manifest.
+
+    Of what a folder or repository holds, a bundle comes first, then a plain ONNX export, then a checkpoint. The
+    latter two are turned into bundles in the cache folder where the extra [export] is installed; without it a plain
+    export runs as it is.
+
+    Args:
+        model: Folder, ONNX file or Hub id.
+        precision: As `MaskFiller` takes it: which ONNX file is meant, and what a checkpoint is exported to.
+        backend: As `MaskFiller` takes it.
+        revision: Branch, tag or commit on the Hub.
+        local_files_only: Ask the Hub for nothing.
+
+    Raises:
+        InputError: The name is none, or a local model is given a revision.
+        BundleError: There is no such model, a file of it is missing or broken, or the cache cannot be written.
+        ModelError: It is no masked language model.
+        DependencyError: It is a checkpoint, and [export] is not installed.
+        ExportError: It cannot be exported.
+    """
+    path = _path(model)
+    if revision is not None and not (isinstance(revision, str) and revision):
+        raise InputError(f"revision is {revision!r}; give a branch, tag or commit of the Hub, or None")
+    if not isinstance(precision, str):
+        raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(_PRECISIONS)}")
+    if not isinstance(local_files_only, bool):
+        raise InputError(f"local_files_only is {local_files_only!r}; it must be True or False")
+    if path.exists() or not isinstance(model, str) or not is_hub_id(model):
+        if revision is not None:
+            raise InputError(f"revision is {revision!r}, but {path} is no model of the Hub; leave it out")
+    else:
+        path = fetch(
+            model,
+            revision=revision,
+            local_files_only=local_files_only,
+            choose=lambda names: _needed(names, precision),
+            anchors=(MANIFEST, "config.json"),
+        )
+    if path.suffix == ".onnx" and path.is_file():
+        return _from_onnx(path, precision)
+    names = _names(path)
+    if MANIFEST not in names:
+        exports = onnx_files(names)
+        if exports:
+            chosen = _choose(exports, precision, path)
+            return _from_onnx(path / exports[chosen], chosen)
+        if "config.json" in names and _match(names, _WEIGHTS):
+            return _from_checkpoint(path, names, precision, backend)
+    return path, read_manifest(path)
+
+
+def _path(model: str | PathLike[str]) -> Path:
+    if not isinstance(model, str | PathLike):
+        raise InputError(f"model is a {type(model).__name__}; give the folder of a bundle, or a Hub id")
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise BundleError(f"{model!r} names no folder: {error}") from error
+    return path
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the files of a folder and of its folder `onnx`, as paths in it."""
+    found = [*folder.glob("*"), *folder.glob("onnx/*")] if folder.is_dir() else []
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+
+
+def _match(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    return [name for name in names if "/" not in name and any(Path(name).match(each) for each in patterns)]
+
+
+def _files_of_export(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return all that the export of a checkpoint may read: which of several weights, transformers decides."""
+    names = sorted(names)
+    found = {*_match(names, _CHECKPOINT_SETTINGS), *_match(names, _WEIGHTS)}
+    for name in names:
+        if name == "config.json" or name.endswith(".index.json"):
+            found.update(_named_weights(folder / name))
+    return [folder / name for name in sorted(found) if (folder / name).is_file()]
+
+
+def _named_weights(settings: Path) -> list[str]:
+    """Return the weights that settings name; what is wrong with them, the export says."""
+    try:
+        values = json.loads(settings.read_bytes())
+        named = [*values.get("weight_map", {}).values(), values.get("transformers_weights")]
+    except (ValueError, AttributeError, RecursionError):
+        return []
+    return [name for name in named if isinstance(name, str)]
+
+
+def _needed(names: Iterable[str], precision: str) -> list[str]:
+    """Return what to download of a repository that holds these files."""
+    names = list(names)
+    if MANIFEST in names:
+        return _match(names, [MANIFEST, TOKENIZER, "model.*"])
+    exports = onnx_files(names)
+    if exports:
+        return settings_files(names, exports.get(precision, next(iter(exports.values()))))
+    safe = _SAFE_WEIGHTS & set(names)
+    weights = _match(names, _WEIGHTS[:1] if safe else _WEIGHTS)
+    return [*_match(names, _CHECKPOINT_SETTINGS), *weights] if weights else []
+
+
+def _choose(exports: dict[str, str], precision: str, folder: Path) -> str:
+    if precision not in ("auto", *exports):
+        raise InputError(
+            f"precision is {precision!r}, but {folder} holds {', '.join(exports)}; take 'auto', or make it with: "
+            f"mlm-export {folder / next(iter(exports.values()))} OUT --precision {precision}"
+        )
+    return next(iter(exports)) if precision == "auto" else precision
+
+
+def _from_onnx(path: Path, precision: str) -> tuple[Path, Manifest]:
+    """Return a bundle made of a plain export, or the plain export itself where none can be made."""
+    folder = home_of(path)
+    name = path.relative_to(folder).as_posix()
+    named = precision_of(path)
+    manifest = read_foreign(folder, {named: name})
+    if precision not in ("auto", named):
+        raise InputError(f"precision is {precision!r}, but {path} is {named}; take 'auto'")
+    if can_export():
+        files = [folder / each for each in settings_files(_names(folder), name)]
+        try:
+            return export_once(path, files, ["--precision", named])
+        except (BundleError, ExportError) as error:
+            logger.warning("%s; it runs as it is, which is slower", error)
+    return folder, manifest
+
+
+def _from_checkpoint(folder: Path, names: Iterable[str], precision: str, backend: str) -> tuple[Path, Manifest]:
+    if precision not in ("auto", *_PRECISIONS):
+        raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(_PRECISIONS)}")
+    if not can_export():
+        raise DependencyError(
+            f"{folder} is a PyTorch checkpoint, which has to be exported: pip install 'mlm-infer[export]' to have it "
+            f"done on first use, or where that is installed: mlm-export {folder} OUT"
+        )
+    options = ["--format", "torchscript"] if backend == "torchscript" else []
+    options += ["--precision", precision] if precision != "auto" else []
+    return export_once(folder, _files_of_export(folder, names), options)

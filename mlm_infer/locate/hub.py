@@ -1,0 +1,99 @@
+"""Models on the Hugging Face Hub: the files of a repository that are needed, and no others."""
+
+import glob
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from mlm_infer.errors import BundleError, DependencyError, ModelError
+
+__all__ = ["fetch", "is_hub_id"]
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name could be that of a repository, such as `distilbert/distilroberta-base`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def fetch(
+    repository: str,
+    *,
+    revision: str | None,
+    local_files_only: bool,
+    choose: Callable[[Iterable[str]], list[str]],
+    anchors: Sequence[str],
+) -> Path:
+    """Return a local folder with the files of a repository, downloading those that the Hub cache lacks.
+
+    Args:
+        repository: A Hub id.
+        revision: Branch, tag or commit; None takes the main branch.
+        local_files_only: Look in the Hub cache alone, as with the environment variable `HF_HUB_OFFLINE`.
+        choose: Returns which of the repository's files are needed.
+        anchors: Files at the top of a repository, one of which every choice holds.
+
+    Raises:
+        BundleError: There is no such repository, or it cannot be had.
+        ModelError: It holds nothing that can be opened.
+        DependencyError: huggingface-hub is not installed.
+    """
+    try:
+        from huggingface_hub import HfApi, constants, errors, snapshot_download, try_to_load_from_cache
+    except ImportError as error:
+        raise DependencyError(
+            f"there is no folder {repository}, and to look for it on the Hub needs huggingface-hub; "
+            "install it with: pip install huggingface-hub"
+        ) from error
+    forbidden = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
+    reason = forbidden if local_files_only or constants.HF_HUB_OFFLINE else None
+    if reason is None:
+        try:
+            wanted = choose(HfApi().list_repo_files(repository, revision=revision))
+            if not wanted:
+                raise ModelError(f"{repository} on the Hub holds no bundle, no ONNX export and no checkpoint to export")
+            patterns = [glob.escape(each) for each in wanted]
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        except errors.GatedRepoError as error:
+            raise BundleError(
+                f"the Hub gives {repository} only to those who asked for it: accept its terms on its page, then run "
+                "hf auth login"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise BundleError(
+                f"there is no folder {repository}, and the Hub has no such model, or keeps it private (hf auth login); "
+                f"to write a bundle: mlm-export MODEL {repository}"
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise BundleError(
+                f"{repository} has no revision {revision!r} on the Hub; see its branches and tags"
+            ) from error
+        except OSError as error:
+            if error.filename:
+                raise BundleError(
+                    f"the copy of {repository} cannot be written ({error}); set HF_HOME to another folder"
+                ) from error
+            reason = _line(error)
+        except Exception as error:  # what the Hub's client raises depends on its version and shares no base
+            if not type(error).__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
+                raise
+            reason = _line(error)
+    # snapshot_download would miss the files that were never wanted.
+    copies = [try_to_load_from_cache(repository, name, revision=revision) for name in anchors]
+    found = next((Path(each).parent for each in copies if isinstance(each, str)), None)
+    if found is None:
+        raise BundleError(
+            f"there is no folder {repository}, and no copy of such a model from the Hub on this machine ({reason}); "
+            f"to write a bundle: mlm-export MODEL {repository}"
+        )
+    if reason != forbidden:
+        logger.warning("the Hub cannot be reached (%s); taking the copy of %s on this machine", reason, repository)
+    return found
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

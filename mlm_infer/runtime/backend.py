@@ -1,0 +1,218 @@
+"""What runs a model: the interface that `MaskFiller` works with, and the choice of model, backend and device."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from mlm_infer.bundle.graph_scan import check_graph
+from mlm_infer.bundle.manifest import TORCHSCRIPT, ForeignManifest, Manifest, ModelFile, unchanged
+from mlm_infer.errors import DeviceError, InputError
+from mlm_infer.options import shown
+
+from .cpu import cpu_kind, multiplies_bytes
+from .plain_export import EveryPosition
+
+__all__ = ["BACKENDS", "Backend", "BackendType", "backend_type", "open_backend"]
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("onnx", "torchscript")
+"""What a bundle's models can be run with: ONNX Runtime, the only one that is taken unasked, and torch."""
+
+_RIGHT = ModelFile("")
+_FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
+
+
+class Backend(Protocol):
+    """One model on one device. Safe to share between threads; its memory goes with the last reference to it.
+
+    Attributes:
+        provider: What runs it and where, such as `CPUExecutionProvider`.
+    """
+
+    provider: str
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            outputs: Names of the outputs to fetch.
+            feeds: Input arrays by name; names that the model does not take are left out.
+
+        Returns:
+            The outputs in the order asked for.
+        """
+        ...
+
+
+class BackendType(Protocol):
+    """How a backend is opened."""
+
+    def __call__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> Backend:
+        """Open a model file on the device `kind` (`cpu` or `cuda`) `number`.
+
+        Raises:
+            DependencyError: The package that runs it is not installed.
+            DeviceError: The device cannot be used.
+            BundleError: The file cannot be loaded.
+        """
+        ...
+
+    def why_no_cuda(self) -> str | None:
+        """Return why CUDA cannot be tried at all, and what to install; None where it can be."""
+        ...
+
+    def version(self) -> str:
+        """Return the version of the package that runs models."""
+        ...
+
+
+def backend_type(name: str) -> BackendType:
+    """Return what opens the models of a backend, without importing the other's packages."""
+    if name == "torchscript":
+        from .torchscript import TorchScript
+
+        return TorchScript
+    from .ort_session import Session
+
+    return Session
+
+
+def open_backend(
+    manifest: Manifest, folder: Path, *, backend: str, device: str, precision: str, threads: int | None
+) -> tuple[str, Backend]:
+    """Choose a model of a bundle and open it, after checking its files.
+
+    Args:
+        manifest: Of the bundle.
+        folder: The bundle.
+        backend: `auto`, which is ONNX Runtime, or one of `BACKENDS`. A TorchScript file is code.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` or one that the bundle holds.
+        threads: Threads of one run, or None.
+
+    Returns:
+        The model's name in the manifest, and what runs it.
+
+    Raises:
+        InputError: An argument is none of these, or the bundle lacks what is asked for.
+        DeviceError: The device cannot be used, or not with this precision.
+        BundleError: A file is missing or damaged.
+        DependencyError: The package that runs the model is not installed.
+    """
+    kind, number = _parse_device(device)
+    name = _choose_backend(manifest, backend, folder)
+    opener: BackendType = EveryPosition if isinstance(manifest, ForeignManifest) else backend_type(name)
+    why_not = None if kind == "cpu" else opener.why_no_cuda()
+    if kind == "cuda" and why_not:
+        raise DeviceError(f"device is {device!r}, but {why_not}")
+    kinds = [kind] if kind != "auto" else ["cpu"] if why_not else ["cuda", "cpu"]
+    choices = [(each, found) for each in kinds if (found := _choose_model(manifest, name, precision, each, folder))]
+    if not choices:
+        raise DeviceError(
+            f"{folder} holds {', '.join(manifest.models)}, and int8 is made for the CPU: for CUDA export fp16 with "
+            "mlm-export MODEL OUT --precision fp16, or take device='cpu'"
+        )
+    for kind, chosen in choices[:-1]:
+        try:
+            return chosen, _open(manifest, folder, opener, chosen, kind, number, threads)
+        except DeviceError as error:
+            logger.warning("%s; filling masks on the CPU", error)
+    kind, chosen = choices[-1]
+    return chosen, _open(manifest, folder, opener, chosen, kind, number, threads)
+
+
+def _open(
+    manifest: Manifest, folder: Path, opener: BackendType, chosen: str, kind: str, number: int, threads: int | None
+) -> Backend:
+    files = manifest.models[chosen]
+    with unchanged(folder, files.names):
+        for name in files.names:
+            manifest.check_file(folder, name)
+        path = folder / files.file
+        if chosen != TORCHSCRIPT:
+            check_graph(path, files.weights)
+        model = opener(path, kind=kind, number=number, threads=threads)
+    if files.overflows and not multiplies_bytes():
+        logger.warning(
+            "int8 of %s was made for %s and overflows on this processor (%s), so its answers are wrong here: export "
+            "it again, which makes one that is right everywhere, or take precision='fp32'",
+            folder,
+            files.cpu,
+            cpu_kind(),
+        )
+    package = "torch" if chosen == TORCHSCRIPT else "onnxruntime"
+    made_with, here = manifest.created_with.get(package, ""), opener.version()
+    if _version(made_with) > _version(here):
+        logger.warning(
+            "%s was made with %s %s and runs on the older %s: upgrade it, or check the answers with self_test=True",
+            folder,
+            package,
+            made_with,
+            here,
+        )
+    if chosen == "fp16" and kind == "cpu":
+        logger.warning("fp16 is made for CUDA and is slower than fp32 on the CPU; export fp32 or int8 for it")
+    return model
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Return major and minor number; nothing where there are none."""
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
+
+
+def _parse_device(device: str) -> tuple[str, int]:
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    right = not number or (kind == "cuda" and number.isascii() and number.isdecimal() and len(number) < 5)
+    if kind not in ("auto", "cpu", "cuda") or not right:
+        raise InputError(f"device is {shown(device)}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    return kind, int(number or 0)
+
+
+def _choose_backend(manifest: Manifest, backend: str, folder: Path) -> str:
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"backend is {backend!r}; it must be 'auto', {' or '.join(map(repr, BACKENDS))}")
+    held = {"torchscript" if name == TORCHSCRIPT else "onnx" for name in manifest.models}
+    if backend == "auto":
+        if "onnx" not in held:
+            raise InputError(
+                f"{folder} holds TorchScript only, and such a file is code, which runs when it is opened: if you trust "
+                "who made it, take backend='torchscript' (--backend torchscript)"
+            )
+        return "onnx"
+    if backend not in held:
+        raise InputError(
+            f"backend is {backend!r}, but {folder} holds no such model; write one with: "
+            f"mlm-export {manifest.source.get('model', 'MODEL')} OUT --format {backend}"
+        )
+    return backend
+
+
+def _choose_model(manifest: Manifest, backend: str, precision: str, kind: str, folder: Path) -> str | None:
+    """Return the name of the model to open, the fastest where the precision is left open; None if none suits."""
+    if backend == "torchscript":
+        if precision not in ("auto", "fp32"):
+            raise InputError(f"precision is {precision!r}, but TorchScript models are fp32; take 'auto'")
+        return TORCHSCRIPT
+    held = [name for name in manifest.models if name != TORCHSCRIPT]
+    if precision not in ("auto", *held):
+        raise InputError(
+            f"precision is {precision!r}, but {folder} holds {', '.join(held)}; export it again, or take 'auto'"
+        )
+    if precision == "auto" and manifest.models.get("int8", _RIGHT).overflows and not multiplies_bytes():
+        others = [name for name in held if name != "int8"]
+        if others and kind == "cpu":
+            logger.warning(
+                "int8 of %s was made for %s and overflows on this processor (%s); taking %s: export it again",
+                folder,
+                manifest.models["int8"].cpu,
+                cpu_kind(),
+                " or ".join(others),
+            )
+            held = others
+    wanted = held if precision == "auto" else [precision]
+    return next((each for each in _FASTEST_FIRST[kind] if each in wanted), None)

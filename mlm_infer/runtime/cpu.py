@@ -1,0 +1,153 @@
+"""What this machine's processor can do."""
+
+import ctypes
+import os
+import platform
+import typing
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from mlm_infer.errors import InputError
+
+__all__ = ["CPU_VARIABLE", "CpuKind", "available_cpus", "cpu_flags", "cpu_kind", "cpu_name", "multiplies_bytes"]
+
+CpuKind = Literal["avx2", "avx512", "avx512_vnni", "arm64"]
+"""The kinds of processor that int8 is made for: `avx2` is any x86-64 without AVX-512, and `avx512_vnni` any with
+VNNI, AVX-VNNI included."""
+
+CPU_VARIABLE = "MLM_INFER_CPU"
+"""Environment variable that names the kind of this processor, where it is not to be asked."""
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    first = text.split("\n\n", 1)[0]
+    return {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in first.splitlines())}
+
+
+class _CpuidLeaf(ctypes.Structure):
+    """`struct cpuid_feature` of glibc's sys/platform/x86.h: what the processor has, and what the system lets it use."""
+
+    _fields_: typing.ClassVar = [("present", ctypes.c_uint32 * 4), ("active", ctypes.c_uint32 * 4)]
+
+
+_CPUID = {
+    # Name in /proc/cpuinfo: index of the leaf in glibc (7, or 7 with ECX = 1), register and bit.
+    "avx2": (1, 1, 5),
+    "avx512f": (1, 1, 16),
+    "avx512_vnni": (1, 2, 11),
+    "avx_vnni": (6, 0, 4),
+}
+
+
+def _cpuid_flags() -> frozenset[str] | None:
+    """Return which of `_CPUID` this process can use, or None where glibc does not tell.
+
+    An emulator's processor answers here, while /proc/cpuinfo shows its host.
+    """
+    try:
+        leaf = ctypes.CDLL(None).__x86_get_cpuid_feature_leaf
+    except (AttributeError, OSError, TypeError):
+        return None
+    leaf.restype, leaf.argtypes = ctypes.POINTER(_CpuidLeaf), [ctypes.c_uint]
+    found = []
+    for name, (index, register, bit) in _CPUID.items():
+        answer = leaf(index)
+        if answer and answer.contents.active[register] >> bit & 1:
+            found.append(name)
+    return frozenset(found)
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction-set flags that Linux reports; empty on other systems."""
+    info = _cpuinfo()
+    return frozenset((info.get("flags") or info.get("Features") or "").split())
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_kind() -> CpuKind:
+    """Return the kind of this processor; `avx2` where it cannot be told.
+
+    Raises:
+        InputError: The environment variable `MLM_INFER_CPU` names none.
+    """
+    chosen = os.environ.get(CPU_VARIABLE)
+    if chosen:
+        for kind in typing.get_args(CpuKind):
+            if chosen == kind:
+                return typing.cast("CpuKind", kind)
+        raise InputError(f"{CPU_VARIABLE} is {chosen!r}; it must be one of {', '.join(typing.get_args(CpuKind))}")
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "arm64"
+    flags = _cpuid_flags()
+    flags = cpu_flags() if flags is None else flags
+    if "avx512_vnni" in flags or "avx_vnni" in flags:
+        return "avx512_vnni"
+    return "avx512" if "avx512f" in flags else "avx2"
+
+
+def multiplies_bytes() -> bool:
+    """Tell whether this processor multiplies bytes of 8 bits without overflow."""
+    return cpu_kind() in ("avx512_vnni", "arm64")
+
+
+def available_cpus() -> int:
+    """Return how many processors this process may use: its affinity, cut by a container's quota.
+
+    ONNX Runtime's own default ignores a cgroup quota and takes every core of the host.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cpus, int(quota)) if quota else cpus)
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return the least CPU quota in cores of this process's control group and those above it, or None without one.
+
+    Within a container the group is usually the root of what can be seen. A group that cannot be seen is
+    stepped over.
+
+    Args:
+        root: Where control groups are mounted.
+        membership: Says which group this process is in: `0::PATH` in version 2, `N:cpu,...:PATH` in version 1.
+    """
+    try:
+        rows = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        rows = []
+    paths = {"": "/", "cpu": "/"} | {name: row[2] for row in rows if len(row) == 3 for name in row[1].split(",")}
+    quotas = []
+    for top, path, read in ((root, paths[""], _quota_2), (root / "cpu", paths["cpu"], _quota_1)):
+        group = top / path.lstrip("/")
+        for each in (group, *group.parents):
+            quota = read(each)
+            if quota is not None:
+                quotas.append(quota)
+            if each == top:
+                break
+    return min(quotas, default=None)
+
+
+def _quota_2(group: Path) -> float | None:
+    try:
+        limit, period = (group / "cpu.max").read_text(encoding="ascii").split()[:2]
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_1(group: Path) -> float | None:
+    try:
+        limit = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        return None if limit < 0 else limit / int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,170 @@
+"""The ONNX Runtime backend: one session on the device that was asked for, or an error."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlm_infer.errors import BundleError, DependencyError, DeviceError
+
+from .cpu import available_cpus
+from .forks import outlive_forks
+from .ort_binding import BoundRuns
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["Session"]
+
+_CUDA_OPTIONS = {
+    # fp32 is to mean fp32: the rounding of TF32 would show in the scores, and who wants speed takes fp16.
+    "use_tf32": "0",
+    # Texts come in all lengths; the default doubles the pool of memory each time that it grows.
+    "arena_extend_strategy": "kSameAsRequested",
+}
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            "filling masks needs onnxruntime; install it with: pip install 'mlm-infer[cpu]' (or 'mlm-infer[gpu]')"
+        ) from error
+    return onnxruntime
+
+
+class Session:
+    """Runs one model file. Safe to share between threads.
+
+    Args:
+        path: The model file.
+        kind: `cpu` or `cuda`.
+        number: Which CUDA device.
+        threads: Threads of one run; None takes all the processors this process may use.
+        serving: Whether the export built the file to serve masks, and fused it.
+
+    Attributes:
+        inputs: Shape of each input by name; what may vary is a name or None.
+        outputs: Names of the outputs.
+
+    Raises:
+        DependencyError: ONNX Runtime is not installed.
+        DeviceError: CUDA cannot be started.
+        BundleError: ONNX Runtime cannot load the file.
+    """
+
+    def __init__(
+        self, path: Path, *, kind: str, number: int = 0, threads: int | None = None, serving: bool = True
+    ) -> None:
+        onnxruntime = _onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or available_cpus()
+        options.inter_op_num_threads = 1
+        # Threads wait for each other awake while a run lasts, and sleep between runs: ONNX Runtime's own default
+        # would burn the cores of an idle server.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # A memory plan is kept for each shape of input, and texts come in all lengths: it would grow on and on.
+        options.enable_mem_pattern = False
+        # Its errors come as exceptions; its own log would say them again, over several lines.
+        options.log_severity_level = 4
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if kind == "cpu" and serving:
+            # The export has fused what pays here; ONNX Runtime would fuse on, to nodes that are slower on a CPU.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if kind == "cuda":
+            _preload_cuda(onnxruntime, number)
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(number)} | _CUDA_OPTIONS))
+        try:
+            # Without its own fallback, which would print to stdout and take the CPU.
+            self._session: InferenceSession = onnxruntime.InferenceSession(
+                str(path), options, providers=providers, enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            reason = str(error).strip().splitlines()[0]
+            failure = re.search(r"CU\w+ failure[^;]*", str(error))
+            if failure is not None:
+                raise DeviceError(_cannot_start(number, failure[0].strip())) from error
+            raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}") from error
+        self._path = path
+        outlive_forks(self._session)
+        self._session.disable_fallback()
+        self.provider: str = self._session.get_providers()[0]
+        if kind == "cuda" and self.provider != "CUDAExecutionProvider":
+            # It also takes the CPU where libraries are missing, and says on stderr which.
+            raise DeviceError(_cannot_start(number, "its CUDA or cuDNN libraries are missing"))
+        self.inputs: dict[str, list[str | int | None]] = {each.name: each.shape for each in self._session.get_inputs()}
+        self.outputs = [each.name for each in self._session.get_outputs()]
+        self._bound = BoundRuns(self._session, "cuda", number) if kind == "cuda" and serving else None
+
+    @staticmethod
+    def version() -> str:
+        """Return ONNX Runtime's version."""
+        return str(_onnxruntime().__version__)
+
+    @staticmethod
+    def why_no_cuda() -> str | None:
+        """Return why CUDA cannot be tried; None where ONNX Runtime was built with it."""
+        if "CUDAExecutionProvider" in _onnxruntime().get_available_providers():
+            return None
+        installed = {
+            each.name.lower() for each in importlib.metadata.distributions() if each.name.startswith("onnxruntime")
+        }
+        if {"onnxruntime", "onnxruntime-gpu"} <= installed:
+            return (
+                "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+                "pip uninstall both, then pip install 'mlm-infer[gpu]'"
+            )
+        return (
+            "the installed onnxruntime is built for the CPU; "
+            "pip uninstall onnxruntime, then pip install 'mlm-infer[gpu]'"
+        )
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the model.
+
+        Args:
+            outputs: Names of the outputs to fetch.
+            feeds: Input arrays by name.
+
+        Returns:
+            The outputs in the order asked for.
+
+        Raises:
+            DeviceError: The device has no memory left, or failed.
+            BundleError: ONNX Runtime cannot run the model.
+        """
+        try:
+            if self._bound is not None:
+                return self._bound.run(outputs, feeds)
+            return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            reason = str(error).strip().splitlines()[0]
+            if re.search(r"CU\w+ failure|out of memory|[Ff]ailed to allocate", str(error)):
+                raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
+            raise BundleError(f"ONNX Runtime cannot run {self._path}: {reason}") from error
+
+
+def _preload_cuda(onnxruntime: Any, number: int) -> None:
+    """Load the driver, without which nothing else is worth a try, and CUDA and cuDNN where pip put them."""
+    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(driver)
+    except OSError as error:
+        raise DeviceError(_cannot_start(number, f"there is no NVIDIA driver: {error}")) from error
+    if hasattr(onnxruntime, "preload_dlls"):
+        # It prints what it does not find; what is needed of that shows when the session starts.
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
+def _cannot_start(number: int, reason: str) -> str:
+    return f"ONNX Runtime cannot start CUDA on 'cuda:{number}' ({reason}); see nvidia-smi, or take device='cpu'"

@@ -1,0 +1,94 @@
+"""A plain ONNX export as a backend: its logits at every position, of which those at the masks are kept."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlm_infer.errors import BundleError, ModelError
+
+from .best import best_of
+from .ort_session import Session
+
+__all__ = ["EveryPosition"]
+
+
+class EveryPosition:
+    """Serves masks from a plain export: its logits everywhere, of which those at the masks are kept.
+
+    Args:
+        path: The model file.
+        kind: `cpu` or `cuda`.
+        number: Which CUDA device.
+        threads: Threads of one run, or None.
+
+    Raises:
+        ModelError: It is no masked language model, or takes other inputs than a text gives.
+        DependencyError, DeviceError, BundleError: As for `Session`.
+    """
+
+    def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
+        self._session = Session(path, kind=kind, number=number, threads=threads, serving=False)
+        self._path = path
+        self.provider = self._session.provider
+        inputs = self._session.inputs
+        strange = set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}
+        if "input_ids" not in inputs or strange:
+            raise ModelError(f"{path} takes the inputs {', '.join(inputs)}, which a text alone does not give")
+        fixed = [name for name, shape in inputs.items() if any(isinstance(each, int) for each in shape)]
+        if fixed:
+            raise ModelError(
+                f"{path} takes {fixed[0]} of the shape {inputs[fixed[0]]} only; export it with dynamic axes, or "
+                "from its checkpoint with mlm-export"
+            )
+        if "logits" not in self._session.outputs:
+            raise ModelError(
+                f"{path} gives {', '.join(self._session.outputs)} and no logits, so it is no masked language model; "
+                "export one with its head (optimum-cli export onnx --task fill-mask)"
+            )
+
+    version = staticmethod(Session.version)
+    why_no_cuda = staticmethod(Session.why_no_cuda)
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the model, and compute from its logits what a serving graph gives.
+
+        Args:
+            outputs: Names of the outputs to compute, those of a serving graph.
+            feeds: What a serving graph takes.
+
+        Returns:
+            The outputs in the order asked for.
+
+        Raises:
+            BundleError: ONNX Runtime cannot run the model.
+        """
+        ids = feeds["input_ids"]
+        texts = {"token_type_ids": np.zeros_like(ids), **feeds}
+        (everywhere,) = self._session.run(["logits"], {name: texts[name] for name in self._session.inputs})
+        width = everywhere.shape[-1] if everywhere.ndim == 3 else 0
+        if everywhere.shape[:2] != ids.shape or not width or not np.issubdtype(everywhere.dtype, np.floating):
+            raise BundleError(
+                f"{self._path} gives logits as {everywhere.dtype} {list(everywhere.shape)}, not as floats "
+                f"{[*ids.shape, 'vocabulary']}; export it again"
+            )
+        if feeds["candidates"].max(initial=0) >= width:
+            raise BundleError(
+                f"{self._path} gives logits for {width} tokens, and its tokenizer has token "
+                f"{feeds['candidates'].max()}; take the tokenizer that belongs to it"
+            )
+        rows = feeds["mask_positions"].reshape(-1)[feeds["mask_rows"]]
+        logits = everywhere.reshape(-1, everywhere.shape[-1])[rows].astype(np.float32)
+        largest = logits.max(axis=1, keepdims=True)
+        normalizer = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
+        found = {"logits": logits, "log_normalizer": normalizer}
+        if "top_ids" in outputs:
+            everything = np.arange(logits.shape[1])
+            best = [best_of(everything, row, int(feeds["k"][0]))[0] for row in logits]
+            found["top_ids"] = np.array(best, np.int64).reshape(len(logits), -1)
+            found["top_logprobs"] = np.take_along_axis(logits, found["top_ids"], 1) - normalizer
+        if "candidate_logprobs" in outputs:
+            found["candidate_logprobs"] = np.take_along_axis(logits, feeds["candidates"], 1) - normalizer
+        return [found[name] for name in outputs]

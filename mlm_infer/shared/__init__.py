@@ -1,0 +1,1 @@
+"""What the command lines, training, export and benchmarks have in common."""

@@ -1,0 +1,100 @@
+"""Opening a PyTorch checkpoint for training or export. The run time never calls this: it has no torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlm_infer.errors import DependencyError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["max_length", "open_checkpoint", "special_ends"]
+
+
+def open_checkpoint(
+    model: str, *, attention: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]":
+    """Load a masked language model and its tokenizer.
+
+    Args:
+        model: Hub id or folder.
+        attention: Which implementation of attention to build, such as `eager`; None takes transformers' choice.
+
+    Returns:
+        The model in fp32, the tokenizer, and the names of the weights that the checkpoint lacks and that
+        therefore hold random values; a head without weights is among them, a tied one is not.
+
+    Raises:
+        ModelError: It cannot be loaded, is no masked language model, or its tokenizer has no mask.
+        DependencyError: Its tokenizer needs a package that is not installed.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    path = Path(model).expanduser()
+    if path.exists() and not (path / "config.json").is_file():
+        raise ModelError(f"{model} is no checkpoint: it holds no config.json")
+    try:
+        loaded, info = AutoModelForMaskedLM.from_pretrained(
+            model,
+            output_loading_info=True,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except ImportError as error:
+        raise DependencyError(
+            f"the tokenizer of {model} is written in Python and needs another package: "
+            f"{' '.join(str(error).split())} (to train; to export it, it must have a tokenizer.json instead)"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"cannot load {model} as a masked language model: {reason[0]}") from error
+    if tokenizer.mask_token_id is None:
+        raise ModelError(f"the tokenizer of {model} has no mask token, so nothing can be masked")
+    embeddings = loaded.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        raise ModelError(
+            f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only {embeddings} embeddings"
+        )
+    return loaded, tokenizer, sorted(info["missing_keys"])
+
+
+def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
+    """Return how many tokens a text may have, special ones included.
+
+    Position embeddings with a padding index count from the one after it, so RoBERTa's 514 hold 512 tokens.
+    BigBird's sparse attention sets in above a length that depends on its blocks, and holds random parts.
+
+    Args:
+        model: The model.
+        tokenizer_limit: `model_max_length` of its tokenizer, which may be absurdly large.
+    """
+    limits = [tokenizer_limit]
+    for name in ("max_position_embeddings", "n_positions"):
+        value = getattr(model.config, name, None)
+        if isinstance(value, int) and value > 0:
+            limits.append(value)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(module, "weight"):
+            padding = getattr(module, "padding_idx", None)
+            limits.append(module.weight.shape[0] - (0 if padding is None else padding + 1))
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        limits.append((5 + 2 * model.config.num_random_blocks) * model.config.block_size)
+    return min(limits)
+
+
+def special_ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before and after a text.
+
+    `build_inputs_with_special_tokens` does not know them where the class is `PreTrainedTokenizerFast` itself, as
+    ModernBERT's is: they stand in `tokenizer.json`.
+
+    Args:
+        tokenizer: One with a mask.
+    """
+    whole: list[int] = tokenizer(tokenizer.mask_token)["input_ids"]
+    inner = tokenizer(tokenizer.mask_token, add_special_tokens=False)["input_ids"]
+    start = next(at for at in range(len(whole)) if whole[at : at + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]

@@ -1,0 +1,53 @@
+"""What the command lines share: one clear line for an error, the right exit status, logging to stderr."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+import click
+
+from mlm_infer.errors import MlmInferError
+
+__all__ = ["command_errors"]
+
+P = ParamSpec("P")
+
+
+def command_errors(function: Callable[P, None]) -> Callable[P, None]:
+    """Make a click command print an error as one line on stderr and exit 2 (usage) or 1 (the rest)."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        _open_closed_streams()
+        # A polite kill cleans up as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+        try:
+            function(*args, **kwargs)
+        except MlmInferError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            sys.exit(1)
+        except BrokenPipeError:
+            # The reader went away, as `head` does: that is no error, and nothing more can be written.
+            sys.stdout = None
+            sys.exit(0)
+        except OSError as error:
+            click.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+            sys.exit(1)
+
+    return run
+
+
+def _open_closed_streams() -> None:
+    """Give what the shell closed (`2>&-`) a place to go, which no file that is opened later can take."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

@@ -1,0 +1,113 @@
+"""Candidates of any number of tokens in the place of a mask, compared by their joint log-probability."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from mlm_infer.errors import InputError
+from mlm_infer.options import check_copies, shown
+from mlm_infer.results import Candidate, RankResult
+from mlm_infer.runtime.predictor import Predictor, Query
+from mlm_infer.text.encoder import EncodedText, TextEncoder
+from mlm_infer.text.vocabulary import check_word
+
+from .open_model import OpenModel
+
+__all__ = ["Others", "rank_candidates"]
+
+Others = Literal["left_to_right", "masked", "visible"]
+"""What a token of a candidate sees of the candidate's other tokens."""
+
+
+def rank_candidates(
+    model: OpenModel,
+    text: EncodedText,
+    candidates: Sequence[Sequence[str]],
+    *,
+    others: Others,
+    normalize: bool,
+) -> RankResult:
+    """Order candidates for each mask; see `MaskFiller.rank`.
+
+    What several candidates need the same is asked once: the log-probabilities of their first tokens are one row
+    for all candidates of a length, those of their second tokens one row for all with the same first.
+
+    Raises:
+        InputError: A candidate is no token, holds what the model has no token for, or makes the text too long.
+    """
+    encoder, longest, mask_id = model.encoder, model.manifest.max_length, model.manifest.mask_id
+    check_copies("the text", text.text, sum(map(len, candidates)))
+    answers = []
+    for number, words in enumerate(candidates):
+        pieces = [_pieces(encoder, text, number, word) for word in words]
+        room = longest - len(text.ids) + 1
+        for word, ids in zip(words, pieces, strict=True):
+            if len(ids) > room:
+                raise InputError(
+                    f"the candidate {shown(word)} has {len(ids)} tokens, the text leaves room for {room} "
+                    f"(this model takes at most {longest} in all)"
+                )
+        logprobs = _logprobs(model.predictor, text, number, pieces, others, mask_id)
+        ranked = []
+        for word, ids in zip(words, pieces, strict=True):
+            found = tuple(logprobs[question] for question in _questions(tuple(ids), others, mask_id))
+            total = sum(found)
+            ranked.append(
+                Candidate(
+                    text=word,
+                    tokens=tuple(map(encoder.vocabulary.token, ids)),
+                    logprobs=found,
+                    logprob=total,
+                    score=total / len(found) if normalize else total,
+                    sequence=text.text[: text.spans[number][0]] + word.strip() + text.text[text.spans[number][1] :],
+                )
+            )
+        answers.append(tuple(sorted(ranked, key=lambda each: -each.score)))
+    return RankResult(text.text, tuple(answers))
+
+
+Question = tuple[tuple[int, ...], int, int]
+"""A candidate's tokens, some masked; which of them is asked about; and the token asked for."""
+
+
+def _questions(ids: tuple[int, ...], others: Others, mask_id: int) -> list[Question]:
+    """Return what has to be asked to score a candidate, token by token."""
+    masks = (mask_id,) * len(ids)
+    seen = {
+        "masked": lambda _place: masks,
+        "left_to_right": lambda place: ids[:place] + masks[place:],
+        "visible": lambda place: (*ids[:place], mask_id, *ids[place + 1 :]),
+    }[others]
+    return [(seen(place), place, token) for place, token in enumerate(ids)]
+
+
+def _logprobs(
+    predictor: Predictor, text: EncodedText, number: int, pieces: Sequence[Sequence[int]], others: Others, mask_id: int
+) -> dict[Question, float]:
+    """Ask each distinct question once."""
+    asked: dict[tuple[int, ...], dict[int, dict[int, None]]] = {}
+    for ids in pieces:
+        for context, place, token in _questions(tuple(ids), others, mask_id):
+            asked.setdefault(context, {}).setdefault(place, {})[token] = None
+    position = text.positions[number]
+    queries = [
+        Query([*text.ids[:position], *context, *text.ids[position + 1 :]], [position + place for place in places])
+        for context, places in asked.items()
+    ]
+    wanted = [[np.array(list(tokens), np.int64) for tokens in places.values()] for places in asked.values()]
+    found: dict[Question, float] = {}
+    for (context, places), answers in zip(asked.items(), predictor.candidates(queries, wanted), strict=True):
+        for (place, tokens), logprobs in zip(places.items(), answers, strict=True):
+            found |= {(context, place, token): value for token, value in zip(tokens, logprobs.tolist(), strict=True)}
+    return found
+
+
+def _pieces(encoder: TextEncoder, text: EncodedText, number: int, word: object) -> list[int]:
+    word = check_word("candidate", word, "a word or phrase")
+    start = text.spans[number][0]
+    ids = encoder.pieces(word, begins_word=start > 0 and text.text[start - 1].isspace())
+    if not ids:
+        raise InputError(f"the candidate {shown(word)} holds nothing that is a token of this model")
+    encoder.vocabulary.check_known("candidate", word, ids)
+    return ids

@@ -1,0 +1,53 @@
+"""The known-answer test of a bundle: what was recorded at the export is asked again where it runs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlm_infer.bundle.manifest import KnownAnswer
+from mlm_infer.errors import BundleError, InputError
+
+__all__ = ["check_answers"]
+
+_EXACT = 1e-3
+_ROUNDED = 0.25
+"""Largest difference of a log-probability: of fp32 on a CPU, and of what rounds more."""
+
+
+def check_answers(
+    path: Path,
+    precision: str,
+    answers: Sequence[KnownAnswer],
+    logprobs_of: Callable[[str, list[int]], list[dict[int, float]]],
+    *,
+    exact: bool,
+) -> None:
+    """Replay known answers. Log-probabilities of the recorded tokens are compared, since near ties may swap.
+
+    Args:
+        path: The bundle that is tested, for messages.
+        precision: Of its model, for messages.
+        answers: What was recorded.
+        logprobs_of: Gives for a text and token ids the log-probability of each id at each mask.
+        exact: Whether it is fp32 on a CPU, which rounds least.
+
+    Raises:
+        BundleError: There are none, or one does not come out.
+    """
+    if not answers:
+        raise BundleError(f"{path} holds no known answers for {precision}; export the model again")
+    limit = _EXACT if exact else _ROUNDED
+    for answer in answers:
+        try:
+            found = logprobs_of(answer.text, sorted({token for row in answer.ids for token in row}))
+        except InputError as error:
+            raise BundleError(f"{path}: its known answers cannot be replayed: {error}") from error
+        if len(found) != len(answer.ids):
+            raise BundleError(f"{path}: {answer.text!r} has {len(answer.ids)} masks, here {len(found)}")
+        for ids, logprobs, here in zip(answer.ids, answer.logprobs, found, strict=True):
+            for token, expected in zip(ids, logprobs, strict=True):
+                if not abs(here[token] - expected) <= limit:
+                    raise BundleError(
+                        f"{path} ({precision}) answers wrong on this machine: token {token} in "
+                        f"{answer.text[-50:]!r} must have log-probability {expected:.4f} (within {limit:g}), "
+                        f"here it has {here[token]:.4f}"
+                    )

@@ -1,0 +1,338 @@
+"""From texts to token ids and back, with `tokenizers` alone."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from mlm_infer.bundle.manifest import Manifest
+from mlm_infer.errors import BundleError, InputError
+from mlm_infer.options import MOST_CHARACTERS, check_choice, check_copies, shown
+
+from .tokenizer import SafeTokenizer
+from .vocabulary import NO_TEXT, Vocabulary, is_text
+
+__all__ = [
+    "MASK_SPELLINGS",
+    "MOST_CHARACTERS",
+    "EncodedText",
+    "LongText",
+    "TextEncoder",
+    "WholeText",
+    "check_long_text",
+]
+
+MASK_SPELLINGS = ("[MASK]", "<mask>")
+"""Ways to write a mask that every model takes, whatever its own mask token is."""
+
+_LONG = 10_000
+"""Characters of a text that takes milliseconds to tokenize."""
+
+LongText = Literal["error", "window"]
+"""What to do with a text of more tokens than the model takes."""
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A text, or the window of a long one around one of its masks, as the model takes it.
+
+    Attributes:
+        text: The text as it was given.
+        ids: Token ids, special tokens included.
+        positions: Indices of the masks among the ids.
+        spans: First character and the one after the last of each mask in the text.
+        skipped: Tokens of the text that come before the window.
+        window: The characters of the text that are in the window; None for a whole text.
+    """
+
+    text: str
+    ids: list[int]
+    positions: tuple[int, ...]
+    spans: tuple[Span, ...]
+    skipped: int = 0
+    window: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeText:
+    """A text without masks, token by token.
+
+    Attributes:
+        text: The text.
+        ids: Token ids, special tokens included.
+        head: Special tokens at the start.
+        tail: Special tokens at the end.
+        spans: Characters of each token; empty for special ones.
+        words: Which word of the text a token belongs to; None for special ones.
+    """
+
+    text: str
+    ids: list[int]
+    head: int
+    tail: int
+    spans: list[Span]
+    words: list[int | None]
+
+    def window(self, position: int, longest: int) -> tuple[list[int], int]:
+        """Return at most so many ids around a token, as near to its middle as the ends allow, and its index there."""
+        if len(self.ids) <= longest:
+            return self.ids, position
+        room = longest - self.head - self.tail
+        last = len(self.ids) - self.tail
+        start = min(max(position - room // 2, self.head), last - room)
+        ids = [*self.ids[: self.head], *self.ids[start : start + room], *self.ids[last:]]
+        return ids, position - start + self.head
+
+
+class TextEncoder:
+    """Tokenizes texts with masks, and turns predicted ids into words and sentences.
+
+    Args:
+        path: A `tokenizer.json`; padding and truncation that it carries are switched off, so that one
+            instance can serve many threads and no mask is cut away.
+        manifest: Says which id is the mask, and how long a text may be.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._tokenizer = SafeTokenizer(path)
+        if self._tokenizer.token_to_id(manifest.mask_token) != manifest.mask_id:
+            raise BundleError(
+                f"{path} knows {manifest.mask_token!r} as {self._tokenizer.token_to_id(manifest.mask_token)}, the "
+                f"manifest says {manifest.mask_id}; export the model again"
+            )
+        self._manifest = manifest
+        self.vocabulary = Vocabulary(self._tokenizer, manifest.vocab_size)
+        spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
+        self._masks = re.compile("|".join(map(re.escape, spellings)))
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Tokenize texts that have at least one mask each, whole.
+
+        Args:
+            texts: The texts; a mask is written as the model's own mask token, `[MASK]` or `<mask>`.
+
+        Raises:
+            InputError: A text is not a string, is empty, has no mask, or has more tokens than the model takes.
+        """
+        return [_raise_or_return(each)[0] for each in self.try_encode(texts, None)]
+
+    def try_encode(
+        self, texts: Sequence[str], long_text: LongText | None, *, copies: int = 0, first: int | None = None
+    ) -> list[list[EncodedText] | InputError]:
+        """Tokenize texts; one that cannot be used has its error in its place.
+
+        Args:
+            texts: As for `encode`.
+            long_text: `window` cuts a text that is too long to a window around each mask; None where the caller has
+                no such option to name in the error.
+            copies: Most answers of a mask that hold the whole text.
+            first: Number of the first text, where these are a part of a stream.
+
+        Returns:
+            For each text the parts to ask the model: the text itself, or a window for each mask.
+        """
+        found: list[list[EncodedText] | InputError] = []
+        names = [_name(row, texts, first) for row in range(len(texts))]
+        errors = [self._check(text, name) for text, name in zip(texts, names, strict=True)]
+        good = [text for text, error in zip(texts, errors, strict=True) if error is None]
+        plain = list(map(self._in_own_spelling, good))
+        ids = self._ids(plain)
+        for text, name, error in zip(texts, names, errors, strict=True):
+            try:
+                found.append(error or self._encoded(text, name, next(ids), long_text, copies))
+            except InputError as wrong:
+                found.append(wrong)
+        return found
+
+    def _check(self, text: object, name: str) -> InputError | None:
+        if not isinstance(text, str):
+            return InputError(f"{name} is a {type(text).__name__}, {shown(text)}; give strings")
+        if not text or text.isspace():
+            return InputError(f"{name} is empty; write a sentence with {self._manifest.mask_token} in it")
+        if len(text) > MOST_CHARACTERS:
+            return InputError(
+                f"{name} has {len(text):,} characters, and a text may have at most {MOST_CHARACTERS:,}; cut it into "
+                f"several: {text[:40]!r}"
+            )
+        if not is_text(text):
+            return InputError(f"{name} {NO_TEXT}: {shown(text)}")
+        return None
+
+    def _ids(self, plain: list[str]) -> Iterator[list[int]]:
+        """Yield the ids of each text; what a tokenizer holds of a text is much more, so long texts go by few."""
+        start = characters = 0
+        for end, text in enumerate([*plain, ""]):
+            characters += len(text)
+            if end == len(plain) or (characters > MOST_CHARACTERS and end > start):
+                group, start, characters = plain[start:end], end, len(text)
+                # For a short text, handing it to the tokenizer's threads takes longer than tokenizing it; while a long
+                # one is tokenized there, Python's other threads go on.
+                single = len(group) == 1 and len(group[0]) < _LONG
+                found = map(self._tokenizer.encode, group) if single else self._tokenizer.encode_batch_fast(group)
+                yield from [each.ids for each in found]
+
+    def _in_own_spelling(self, text: str) -> str:
+        return self._masks.sub(lambda _match: self._manifest.mask_token, text)
+
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has, special ones included."""
+        error = self._check(text, "the text")
+        if error is not None and (not isinstance(text, str) or text.strip()):
+            raise error
+        return len(self._tokenizer.encode(self._in_own_spelling(text)).ids)
+
+    def mask_spans(self, text: str) -> tuple[Span, ...]:
+        """Return where the masks of a text stand."""
+        return tuple(match.span() for match in self._masks.finditer(text))
+
+    def _encoded(
+        self, text: str, name: str, ids: list[int], long_text: LongText | None, copies: int
+    ) -> list[EncodedText]:
+        manifest, spans = self._manifest, self.mask_spans(text)
+        positions = tuple(index for index, token in enumerate(ids) if token == manifest.mask_id)
+        if not positions:
+            raise InputError(f"{name} has no mask; write {manifest.mask_token} where a word is missing: {shown(text)}")
+        if len(positions) != len(spans):
+            raise InputError(
+                f"{name} has {len(spans)} masks, its tokens {len(positions)}; "
+                f"put spaces around {manifest.mask_token}: {shown(text)}"
+            )
+        if len(ids) > manifest.max_length and long_text != "window":
+            raise self._too_long(text, name, len(ids), long_text)
+        check_copies(name, text, len(spans) * copies)
+        if len(ids) <= manifest.max_length:
+            return [EncodedText(text, ids, positions, spans)]
+        whole = self._whole(self._in_own_spelling(text), text)
+        in_users_text = self._to_users_text(spans)
+        windows = []
+        for position, span in zip(positions, spans, strict=True):
+            cut, place = whole.window(position, manifest.max_length)
+            skipped = position - place
+            first, last = skipped + whole.head, skipped + len(cut) - whole.tail - 1
+            window = (in_users_text(whole.spans[first][0]), in_users_text(whole.spans[last][1]))
+            windows.append(EncodedText(text, cut, (place,), (span,), skipped, window))
+        return windows
+
+    def _to_users_text(self, spans: Sequence[Span]) -> Callable[[int], int]:
+        """Return what finds where a character of the text in the model's spelling stands in the user's.
+
+        Args:
+            spans: Where the masks stand in the user's text.
+        """
+        moved = [0]
+        for start, end in spans:
+            moved.append(moved[-1] + len(self._manifest.mask_token) - (end - start))
+        starts = [start + by for (start, _), by in zip(spans, moved, strict=False)]
+        return lambda character: character - moved[bisect_left(starts, character)]
+
+    def whole(self, text: str, name: str, long_text: LongText) -> WholeText:
+        """Tokenize a text that has no masks.
+
+        Args:
+            text: The text.
+            name: What to call it in an error.
+            long_text: Whether a text that is too long is an error.
+
+        Raises:
+            InputError: It is no string, is empty, has a mask, or is too long.
+        """
+        error = self._check(text, name)
+        if error is not None:
+            raise error
+        if self._masks.search(text):
+            raise InputError(f"{name} has a mask; score takes complete texts, fill completes one: {shown(text)}")
+        whole = self._whole(text, text)
+        if len(whole.ids) == whole.head + whole.tail:
+            raise InputError(f"{name} holds nothing that is a token of this model: {shown(text)}")
+        if long_text == "error" and len(whole.ids) > self._manifest.max_length:
+            raise self._too_long(text, name, len(whole.ids), long_text)
+        return whole
+
+    def _too_long(self, text: str, name: str, tokens: int, long_text: LongText | None) -> InputError:
+        advice = "shorten it" if long_text is None else "shorten it, or take long_text='window'"
+        return InputError(
+            f"{name} has {tokens} tokens, this model takes at most {self._manifest.max_length}; {advice}: {shown(text)}"
+        )
+
+    def _whole(self, plain: str, text: str) -> WholeText:
+        found = self._tokenizer.encode(plain)
+        special: list[int] = found.special_tokens_mask
+        head = next((index for index, each in enumerate(special) if not each), len(special))
+        tail = next((index for index, each in enumerate(reversed(special)) if not each), 0)
+        return WholeText(text, found.ids, head, tail, found.offsets, found.word_ids)
+
+    def pieces(self, text: str, *, begins_word: bool) -> list[int]:
+        """Return the ids of a part of a text, without special tokens.
+
+        Args:
+            text: The part.
+            begins_word: Whether it stands after a space or at the start, or touches the word before it.
+        """
+        part = text.strip()
+        if self.vocabulary.marker == "Ġ" and begins_word:
+            part = f" {part}"
+        ids: list[int] = self._tokenizer.encode(part, add_special_tokens=False).ids
+        return ids
+
+    def splice(self, text: str, fillings: Sequence[tuple[Span, Sequence[int]]]) -> str:
+        """Return a text with some of its masks replaced by tokens, everything else as the user wrote it.
+
+        A token that continues a word joins the one before it; one that begins a word gets a space if it
+        would otherwise touch the one before it.
+
+        Args:
+            text: The text as it was given.
+            fillings: Spans of masks in their order, and the ids that come in their place.
+        """
+        result, end = "", 0
+        for (start, after), ids in fillings:
+            result = self._join(result + text[end:start], ids)
+            end = after
+        return result + text[end:]
+
+    def _join(self, before: str, ids: Sequence[int]) -> str:
+        word = self.text_of(ids)
+        if not self.vocabulary.starts_word(self.vocabulary.token(ids[0])):
+            if any(map(str.isalnum, word)):
+                before = before.rstrip(" ")
+        elif self.vocabulary.marker and before and before[-1].isalnum():
+            before += " "
+        return before + word
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return what tokens in a row read as, without the marker of the first."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False).strip()
+        return text.removeprefix(self.vocabulary.word_piece) if self.vocabulary.word_piece else text
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Decode ids as transformers does, with its clean-up of spaces where the tokenizer asks for it."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        if not self._manifest.clean_up_spaces:
+            return text
+        for piece in (" .", " ?", " !", " ,"):
+            text = text.replace(piece, piece[1])
+        text = text.replace(" ' ", "'")
+        for piece in (" n't", " 'm", " 's", " 've", " 're"):
+            text = text.replace(piece, piece[1:])
+        return text
+
+
+def check_long_text(long_text: str) -> None:
+    """Raise InputError unless it is one of `LongText`."""
+    check_choice("long_text", long_text, get_args(LongText))
+
+
+def _name(row: int, texts: Sequence[object], first: int | None) -> str:
+    if first is not None:
+        return f"text {first + row}"
+    return "the text" if len(texts) == 1 else f"text {row} of {len(texts)}"
+
+
+def _raise_or_return(found: list[EncodedText] | InputError) -> list[EncodedText]:
+    if isinstance(found, InputError):
+        raise found
+    return found

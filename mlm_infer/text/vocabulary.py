@@ -1,0 +1,317 @@
+"""The vocabulary as words: what begins one, how it reads without its tokenizer's marker, which ones may be given."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlm_infer.errors import InputError
+from mlm_infer.options import check_flag, check_length, shown
+
+from .tokenizer import SafeTokenizer
+
+__all__ = ["NO_TEXT", "Restriction", "Vocabulary", "check_word", "is_text"]
+
+NO_TEXT = "holds half a surrogate pair, which is no character; decode it with errors='replace'"
+
+_LONGEST_PATTERN = 100_000
+"""As many characters take a second to compile, ten megabytes more than two minutes."""
+
+_NAMED = 8
+"""Most tokens of a target that an error names."""
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a string can be written down: Python lets it hold surrogates, UTF-8 does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """Which tokens may be given.
+
+    Attributes:
+        targets: Words to choose among, each one token; None for no such choice.
+        allow: Words that may be given; None for all. Words that are no single token are passed over, and so is the
+            unknown token.
+        deny: Words that are never given.
+        words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
+        pattern: Regular expression that a word has to match as a whole.
+    """
+
+    targets: tuple[str, ...] | None = None
+    allow: frozenset[str] | None = None
+    deny: frozenset[str] = frozenset()
+    words_only: bool = False
+    pattern: re.Pattern[str] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        targets: str | Sequence[str] | None,
+        allow: Collection[str] | None,
+        deny: Collection[str] | None,
+        words_only: bool,
+        pattern: str | re.Pattern[str] | None,
+    ) -> "Restriction":
+        """Check what a user gave.
+
+        Raises:
+            InputError: An argument is of another type, or the pattern is no regular expression.
+        """
+        if isinstance(targets, str):
+            targets = (targets,)
+        chosen = None if targets is None else _check_targets(targets)
+        allowed = None if allow is None else _check_words("allow", allow)
+        denied = frozenset[str]() if deny is None else _check_words("deny", deny)
+        check_flag("words_only", words_only)
+        if not isinstance(getattr(pattern, "pattern", pattern), str | None):
+            raise InputError(f"pattern is {shown(pattern)}; give a string")
+        if isinstance(pattern, str) and len(pattern) > _LONGEST_PATTERN:
+            raise InputError(
+                f"pattern has {len(pattern):,} characters, and may have at most {_LONGEST_PATTERN:,}; allow takes a "
+                f"list of words: {shown(pattern)}"
+            )
+        try:
+            compiled = re.compile(pattern) if pattern is not None else None
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
+            raise InputError(f"pattern {shown(pattern)} is no regular expression: {error}") from error
+        return cls(chosen, allowed, denied, words_only, compiled)
+
+    @property
+    def is_none(self) -> bool:
+        """Whether every token may be given."""
+        return self == Restriction()
+
+
+_T = TypeVar("_T")
+
+
+class _computed_once(Generic[_T]):  # noqa: N801
+    """`functools.cached_property` as it is from Python 3.12: without a lock, which a fork could leave locked."""
+
+    def __init__(self, compute: "Callable[[Vocabulary], _T]") -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, vocabulary: "Vocabulary", _owner: type | None = None) -> _T:
+        found = vocabulary.__dict__[self._compute.__name__] = self._compute(vocabulary)
+        return found
+
+
+class Vocabulary:
+    """What the ids of a tokenizer mean.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: Width of the model's head, which may be wider than the vocabulary.
+    """
+
+    def __init__(self, tokenizer: SafeTokenizer, size: int) -> None:
+        self._tokenizer = tokenizer
+        self._size = size
+        content = tokenizer.settings
+        decoder = content.get("decoder") or {}
+        self.word_piece: str | None = decoder.get("prefix", "##") if decoder.get("type") == "WordPiece" else None
+        model = content.get("model") or {}
+        named = model.get("unk_token")
+        self.unknown_id: int | None = model.get("unk_id") if named is None else tokenizer.token_to_id(named)
+        """The token that stands for all text without one of its own; None where bytes stand for it."""
+        self._special = {each["id"] for each in content.get("added_tokens", []) if each.get("special")}
+        # Asked for again and again with the same words; ten thousand of them take longer to look up than to score.
+        self.find_targets = lru_cache(maxsize=16)(self._find_targets)
+        self.permitted = lru_cache(maxsize=16)(self._permitted)
+
+    def token(self, token_id: int) -> str:
+        """Return a token as the vocabulary spells it; an id beyond the vocabulary gives an empty string."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    @_computed_once
+    def ids(self) -> dict[str, int]:
+        """The id of each token, added ones included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @_computed_once
+    def marker(self) -> str:
+        """What begins a word in this vocabulary: `Ġ` (byte-level BPE), `▁` (SentencePiece), or nothing."""
+        if self.word_piece is not None:
+            return ""
+        return next((marker for marker in ("Ġ", "▁") if f"{marker}the" in self.ids or marker in self.ids), "")
+
+    def starts_word(self, token: str) -> bool:
+        """Tell whether a token of the vocabulary begins a word, by the marker of its tokenizer."""
+        if self.word_piece is not None:
+            return not token.startswith(self.word_piece)
+        return self.marker == "" or token.startswith(self.marker)
+
+    @_computed_once
+    def words(self) -> list[str]:
+        """The text of every token, by id."""
+        texts = self._tokenizer.decode_batch([[each] for each in range(self._size)], skip_special_tokens=False)
+        prefix = self.word_piece or ""
+        return [text.strip().removeprefix(prefix) for text in texts]
+
+    def _permitted(self, restriction: Restriction, begins_text: bool) -> NDArray[np.int64]:
+        """Return the ids that a restriction lets through, for a mask that begins its text or another.
+
+        Raises:
+            InputError: None are left, or a target is not one token.
+        """
+        if restriction.targets is not None:
+            chosen: Sequence[int] = self.find_targets(restriction.targets)
+            if restriction == Restriction(restriction.targets):
+                return np.array(chosen, np.int64)
+        else:
+            chosen = range(min(self._size, len(self.ids)))
+        kept = [token_id for token_id in chosen if self._passes(token_id, restriction, begins_text)]
+        if not kept:
+            raise InputError("no token of the vocabulary is left; loosen targets, allow, deny, words_only or pattern")
+        return np.array(kept, np.int64)
+
+    def _passes(self, token_id: int, restriction: Restriction, begins_text: bool) -> bool:
+        text = self.words[token_id]
+        if restriction.allow is not None and (text not in restriction.allow or token_id == self.unknown_id):
+            return False
+        if text in restriction.deny or (restriction.pattern is not None and not restriction.pattern.fullmatch(text)):
+            return False
+        return not restriction.words_only or self._is_word(token_id, text, begins_text)
+
+    def _is_word(self, token_id: int, text: str, begins_text: bool) -> bool:
+        if token_id in self._special or not any(map(str.isalpha, text)):
+            return False
+        if not all(letter.isalpha() or letter in "-'\u2019" for letter in text):
+            return False
+        # A byte-level vocabulary writes the first word of a text without a marker.
+        return self.starts_word(self.token(token_id)) or (begins_text and bool(self.marker))
+
+    def _find_targets(self, targets: tuple[str, ...]) -> list[int]:
+        """Return the ids of words to choose among, duplicates dropped, their order kept.
+
+        A word is looked up as one that begins a word first: ` pizza` is `Ġpizza` for RoBERTa.
+
+        Raises:
+            InputError: A target is not one token of the vocabulary, or is text that it has no token for, or there
+                is none.
+        """
+        found: dict[int, None] = {}
+        for target in targets:
+            stripped = target.strip()
+            names = [f"{self.marker}{stripped}", stripped, target]
+            token_id = next((self.ids[name] for name in names if name in self.ids), None)
+            if token_id is None:
+                pieces = self._tokenizer.encode(f" {stripped}", add_special_tokens=False).ids
+                self.check_known("target", target, pieces)
+                if len(pieces) != 1:
+                    tokens = ", ".join(map(self.token, pieces[:_NAMED])) or "none"
+                    raise InputError(
+                        f"the target {shown(target)} is not one token of this model, but {len(pieces)} ({tokens}"
+                        f"{', ...' if len(pieces) > _NAMED else ''}); rank takes words of any length"
+                    )
+                token_id = pieces[0]
+            self.check_known("target", target, [token_id])
+            found[token_id] = None
+        if not found:
+            raise InputError("targets is empty; give at least one word, or leave it out")
+        return list(found)
+
+    def check_known(self, name: str, word: str, ids: Sequence[int]) -> None:
+        """Raise InputError if any of a word's tokens is the unknown one, which is the same for all unknown text."""
+        if self.unknown_id in ids:
+            raise InputError(
+                f"this model has no token for the {name} {shown(word)} or a part of it, only "
+                f"{self.token(ids[ids.index(self.unknown_id)])}, as for all such text; leave it out"
+            )
+
+    def first_pieces(self, targets: Sequence[str]) -> tuple[list[int], dict[str, str | None]]:
+        """Look up targets as the transformers pipeline does: one not in the vocabulary gives its first piece.
+
+        Returns:
+            The ids without duplicates, and for each target that is no token the token taken instead, if any.
+
+        Raises:
+            InputError: A target is no string, or none is left.
+        """
+        ids: dict[int, None] = {}
+        replaced: dict[str, str | None] = {}
+        for target in _each(targets):
+            if not isinstance(target, str):
+                kind = type(target).__name__
+                raise InputError(f"the target {shown(target)} is a {kind}; give strings such as 'good'")
+            check_length("a target", target)
+            if not is_text(target):
+                raise InputError(f"the target {shown(target)} {NO_TEXT}")
+            token_id = self.ids.get(target)
+            if token_id is None:
+                pieces = self._tokenizer.encode(target, add_special_tokens=False).ids
+                replaced[target] = self.token(pieces[0]) if pieces else None
+                if not pieces:
+                    continue
+                token_id = pieces[0]
+            ids[token_id] = None
+        if not ids:
+            raise InputError("At least one target must be provided when passed.")
+        return list(ids), replaced
+
+
+def _each(targets: object) -> tuple[object, ...]:
+    try:
+        return tuple(targets)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"targets is a {type(targets).__name__}; give a word or a list of words") from error
+
+
+def _check_words(name: str, words: object) -> frozenset[str]:
+    """Return the words of `allow` or `deny`."""
+    try:
+        found = None if isinstance(words, str) or not isinstance(words, Collection) else tuple(words)
+    except TypeError:  # an array of numpy without dimensions is called a collection, and is none
+        found = None
+    if found is None:
+        raise InputError(f"{name} is {shown(words)}; give a list of words")
+    for word in found:
+        if not isinstance(word, str):
+            raise InputError(f"{name} holds {shown(word)}, a {type(word).__name__}; give strings")
+    return frozenset(found)
+
+
+def _check_targets(targets: object) -> tuple[str, ...]:
+    found = _each(targets)
+    try:
+        return _checked(found)
+    except TypeError:  # one that cannot be hashed is no string
+        return tuple(map(_check_target, found))
+
+
+@lru_cache(maxsize=16)
+def _checked(targets: tuple[object, ...]) -> tuple[str, ...]:
+    """Check targets once: ten thousand of them, asked for again and again, take as long as a run of the model."""
+    return tuple(map(_check_target, targets))
+
+
+def _check_target(target: object) -> str:
+    return check_word("target", target, "a word")
+
+
+def check_word(name: str, word: object, kind: str) -> str:
+    """Return what is to come in the place of a mask.
+
+    Args:
+        name: What it is called in an error.
+        word: What was given.
+        kind: What it must be.
+
+    Raises:
+        InputError: It is no text, blank, or too long.
+    """
+    if not isinstance(word, str) or not word.strip() or not is_text(word):
+        raise InputError(f"the {name} {shown(word)} is not {kind}; give strings such as 'good'")
+    check_length(f"a {name}", word)
+    return word
