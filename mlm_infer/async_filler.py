@@ -3,23 +3,23 @@
 import asyncio
 import contextlib
 import math
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
+from .checks import shown, whole_number
 from .errors import BundleError, InputError
 from .filler import MaskFiller
-from .options import shown, whole_number
+from .options import FillKeywords, FillOptions, check_names, fill_options
 from .results import FillResult
 from .runtime.best import Answer
 from .runtime.predictor import TOKEN_BUDGET
 from .tasks.fill import Choice, Wanted, ask_parts, build_result, check_top_k, encode_texts, wanted_ids
-from .text.encoder import EncodedText, LongText
+from .text.encoder import EncodedText
 
 __all__ = ["AsyncMaskFiller"]
 
@@ -28,6 +28,9 @@ _T = TypeVar("_T")
 _TEXT_THREADS = 4
 _SHORT, _FEW = 1_000, 50
 """Characters of a text, and predictions, that take a fraction of a millisecond."""
+
+_DEFAULTS = FillOptions()
+_RESTRICTING = frozenset(["targets", "allow", "deny", "words_only", "pattern"])
 
 _OTHER_LOOP = "this AsyncMaskFiller belongs to another event loop; make one for each loop"
 _MOST = 1_000_000_000
@@ -139,16 +142,8 @@ class AsyncMaskFiller:
         self,
         text: str,
         *,
-        top_k: int = 5,
-        targets: str | Sequence[str] | None = None,
-        allow: Collection[str] | None = None,
-        deny: Collection[str] | None = None,
-        words_only: bool = False,
-        pattern: str | re.Pattern[str] | None = None,
-        min_score: float = 0.0,
-        renormalize: bool = False,
-        long_text: LongText = "error",
         timeout: float | None = None,
+        **options: Unpack[FillKeywords],
     ) -> FillResult:
         """Fill the masks of one text, as `MaskFiller.fill` does.
 
@@ -156,16 +151,8 @@ class AsyncMaskFiller:
 
         Args:
             text: A text with one or more masks.
-            top_k: As for `MaskFiller.fill`, and so are the others.
-            targets: Words to choose among.
-            allow: Words that may be given.
-            deny: Words that are never given.
-            words_only: Whole words alone.
-            pattern: What a word has to match; not for strangers to choose, see above.
-            min_score: Least probability of a prediction.
-            renormalize: Scores over what may be given.
-            long_text: What to do with a text that is too long.
             timeout: Most seconds from the call to the answer.
+            **options: As for `MaskFiller.fill`; `pattern` is not for strangers to choose, see above.
 
         Raises:
             InputError: The text or an argument cannot be used, the answer would be larger than `max_predictions`
@@ -178,30 +165,17 @@ class AsyncMaskFiller:
             raise InputError(_OTHER_LOOP)
         if timeout is not None:
             timeout = _seconds("timeout", timeout)
-        predictions = self._check_size(text, top_k)
-        restricted = words_only or any(each is not None for each in (targets, allow, deny, pattern))
+        check_names(options)
+        predictions = self._check_size(text, options.get("top_k", _DEFAULTS.top_k))
         # To wake a thread for a sentence would take longer than to tokenize it here.
-        aside = self._texts if restricted or predictions > _FEW or len(text) > _SHORT else None
-        choose = partial(
-            Choice.of,
-            self.filler.model,
-            top_k=top_k,
-            targets=targets,
-            allow=allow,
-            deny=deny,
-            words_only=words_only,
-            pattern=pattern,
-            min_score=min_score,
-            renormalize=renormalize,
-            long_text=long_text,
-        )
+        aside = self._texts if options.keys() & _RESTRICTING or predictions > _FEW or len(text) > _SHORT else None
         async with asyncio.timeout(timeout), self._room:
             if self._closed:
                 raise InputError("this AsyncMaskFiller is closed; open a new one")
             taken, answer = loop.create_future(), loop.create_future()
             self._taken.add(taken)
             try:
-                request = await _on(aside, self._prepare, text, choose, answer)
+                request = await _on(aside, self._prepare, text, options, answer)
                 self._waiting.append(request)
                 self._note_if_full()
                 self._start()
@@ -238,8 +212,9 @@ class AsyncMaskFiller:
             )
         return masks * each
 
-    def _prepare(self, text: str, choose: Callable[[], Choice], answer: asyncio.Future[list[list[Answer]]]) -> _Request:
-        model, choice = self.filler.model, choose()
+    def _prepare(self, text: str, options: FillKeywords, answer: asyncio.Future[list[list[Answer]]]) -> _Request:
+        model = self.filler.model
+        choice = Choice.of(model, fill_options(options))
         (parts,) = encode_texts(model, [text], choice)
         if isinstance(parts, InputError):
             raise parts

@@ -9,15 +9,16 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args, overload
+from typing import Any, Literal, Self, Unpack, get_args, overload
 
 import numpy as np
 
 from .bundle.manifest import TOKENIZER, TORCHSCRIPT, ForeignManifest, unchanged
 from .bundle.read_manifest import read_manifest
+from .checks import check_choice, check_flag, shown, whole_number
 from .errors import BundleError, InputError
 from .locate.find import locate
-from .options import check_choice, check_flag, shown, whole_number
+from .options import FillKeywords, FillOptions, fill_options
 from .results import FillResult, Infilling, RankResult, ScoreResult
 from .runtime.backend import open_backend
 from .runtime.cpu import cpu_kind
@@ -244,8 +245,7 @@ class MaskFiller:
         """
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string, or a list to fill_batch")
-        choice = Choice.of(
-            self.model,
+        options = FillOptions(
             top_k=top_k,
             targets=targets,
             allow=allow,
@@ -256,35 +256,18 @@ class MaskFiller:
             renormalize=renormalize,
             long_text=long_text,
         )
-        return fill_texts(self.model, [text], choice)[0]
+        return fill_texts(self.model, [text], Choice.of(self.model, options))[0]
 
     def fill_batch(
         self,
         texts: Sequence[str],
-        *,
-        top_k: int = 5,
-        targets: str | Sequence[str] | None = None,
-        allow: Collection[str] | None = None,
-        deny: Collection[str] | None = None,
-        words_only: bool = False,
-        pattern: str | re.Pattern[str] | None = None,
-        min_score: float = 0.0,
-        renormalize: bool = False,
-        long_text: LongText = "error",
+        **options: Unpack[FillKeywords],
     ) -> list[FillResult]:
         """Fill the masks of many texts; texts of like length share a run of the model.
 
         Args:
             texts: The texts, as for `fill`.
-            top_k: As for `fill`, and so are the others.
-            targets: Words to choose among.
-            allow: Words that may be given.
-            deny: Words that are never given.
-            words_only: Whole words alone.
-            pattern: What a word has to match.
-            min_score: Least probability of a prediction.
-            renormalize: Scores over what may be given.
-            long_text: What to do with a text that is too long.
+            **options: As for `fill`.
 
         Returns:
             One result a text, in the order given; an empty list for no texts.
@@ -294,18 +277,7 @@ class MaskFiller:
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings, or one string to fill")
-        choice = Choice.of(
-            self.model,
-            top_k=top_k,
-            targets=targets,
-            allow=allow,
-            deny=deny,
-            words_only=words_only,
-            pattern=pattern,
-            min_score=min_score,
-            renormalize=renormalize,
-            long_text=long_text,
-        )
+        choice = Choice.of(self.model, fill_options(options))
         return fill_texts(self.model, texts, choice)
 
     @overload
@@ -313,16 +285,8 @@ class MaskFiller:
         self,
         texts: Iterable[str],
         *,
-        top_k: int = ...,
-        targets: str | Sequence[str] | None = ...,
-        allow: Collection[str] | None = ...,
-        deny: Collection[str] | None = ...,
-        words_only: bool = ...,
-        pattern: str | re.Pattern[str] | None = ...,
-        min_score: float = ...,
-        renormalize: bool = ...,
-        long_text: LongText = ...,
         on_error: Literal["raise"] = ...,
+        **options: Unpack[FillKeywords],
     ) -> Iterator[FillResult]: ...
 
     @overload
@@ -330,48 +294,24 @@ class MaskFiller:
         self,
         texts: Iterable[str],
         *,
-        top_k: int = ...,
-        targets: str | Sequence[str] | None = ...,
-        allow: Collection[str] | None = ...,
-        deny: Collection[str] | None = ...,
-        words_only: bool = ...,
-        pattern: str | re.Pattern[str] | None = ...,
-        min_score: float = ...,
-        renormalize: bool = ...,
-        long_text: LongText = ...,
         on_error: OnError,
+        **options: Unpack[FillKeywords],
     ) -> Iterator[FillResult | InputError]: ...
 
     def fill_stream(
         self,
         texts: Iterable[str],
         *,
-        top_k: int = 5,
-        targets: str | Sequence[str] | None = None,
-        allow: Collection[str] | None = None,
-        deny: Collection[str] | None = None,
-        words_only: bool = False,
-        pattern: str | re.Pattern[str] | None = None,
-        min_score: float = 0.0,
-        renormalize: bool = False,
-        long_text: LongText = "error",
         on_error: OnError = "raise",
+        **options: Unpack[FillKeywords],
     ) -> Iterator[FillResult] | Iterator[FillResult | InputError]:
         """Fill texts as they come, with bounded memory, on an iterator of any length.
 
         Args:
             texts: The texts; up to 512, or two million characters, are taken ahead of what was answered. An error that
                 the iterator raises comes through after the answers to what came before it.
-            top_k: As for `fill`, and so are the others.
-            targets: Words to choose among.
-            allow: Words that may be given.
-            deny: Words that are never given.
-            words_only: Whole words alone.
-            pattern: What a word has to match.
-            min_score: Least probability of a prediction.
-            renormalize: Scores over what may be given.
-            long_text: What to do with a text that is too long.
             on_error: `raise`, or `return` to get the error of a text, with its number, in place of its result.
+            **options: As for `fill`.
 
         Returns:
             An iterator over one result a text, in the order given. Arguments are checked at once.
@@ -382,18 +322,7 @@ class MaskFiller:
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise InputError(f"texts is a {type(texts).__name__}; give an iterable of strings")
         check_choice("on_error", on_error, get_args(OnError))
-        choice = Choice.of(
-            self.model,
-            top_k=top_k,
-            targets=targets,
-            allow=allow,
-            deny=deny,
-            words_only=words_only,
-            pattern=pattern,
-            min_score=min_score,
-            renormalize=renormalize,
-            long_text=long_text,
-        )
+        choice = Choice.of(self.model, fill_options(options))
         return fill_stream(self.model, iter(texts), choice, on_error)
 
     def rank(

@@ -1,101 +1,93 @@
-"""Checks of options that several methods take, and how a value is shown in an error."""
+"""The options of a fill: what each means, its default, and its check."""
 
-import math
-import operator
-from collections.abc import Sequence
-from numbers import Real
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
+from mlm_infer.text.encoder import LongText, check_long_text
+from mlm_infer.text.vocabulary import Restriction
+
+from .checks import check_flag, fraction
 from .errors import InputError
 
-__all__ = [
-    "MOST_CHARACTERS",
-    "check_choice",
-    "check_copies",
-    "check_flag",
-    "check_length",
-    "fraction",
-    "shown",
-    "whole_number",
-]
-
-MOST_CHARACTERS = 1_000_000
-"""What is longer is refused before it is tokenized: that many take a second or two and up to half a gigabyte."""
-
-_SHOWN = 60
-
-_MOST_COPIED = 1_000_000_000
+__all__ = ["FillKeywords", "FillOptions", "check_names", "fill_options"]
 
 
-def shown(value: object) -> str:
-    """Return the beginning of a value as Python writes it, whatever the value is and however large."""
-    try:
-        text = repr(value[:_SHOWN] if isinstance(value, str) else value)
-    except Exception:  # an object's own, or Python's at a number of more than 4,300 digits
-        return f"<{type(value).__name__} that cannot be written out>"
-    return text[:_SHOWN]
+@dataclass(frozen=True, slots=True)
+class FillOptions:
+    """How to fill masks.
+
+    Attributes:
+        top_k: Most predictions per mask, from 1 to the size of the vocabulary.
+        targets: Words to choose among, each one token of the model; with or without a leading space. Text that the
+            model has no token for (an emoji, to most English models) is an error.
+        allow: Words that may be given; those that are no single token are passed over.
+        deny: Words that are never given.
+        words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
+        pattern: Regular expression that the word has to match as a whole.
+        min_score: Least probability of a prediction, from 0 to 1; there may be fewer than `top_k`.
+        renormalize: Scores over what may be given instead of the whole vocabulary.
+        long_text: `error`, or `window` to show the model only the surroundings of each mask where the text has more
+            tokens than it takes; `MaskResult.window` says which.
+        restriction: Which tokens the options above leave.
+
+    Raises:
+        InputError: A value cannot be used.
+    """
+
+    top_k: int = 5
+    targets: str | Sequence[str] | None = None
+    allow: Collection[str] | None = None
+    deny: Collection[str] | None = None
+    words_only: bool = False
+    pattern: str | re.Pattern[str] | None = None
+    min_score: float = 0.0
+    renormalize: bool = False
+    long_text: LongText = "error"
+    restriction: Restriction = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        restriction = Restriction.of(self.targets, self.allow, self.deny, self.words_only, self.pattern)
+        object.__setattr__(self, "restriction", restriction)
+        object.__setattr__(self, "min_score", fraction("min_score", self.min_score))
+        check_flag("renormalize", self.renormalize)
+        check_long_text(self.long_text)
 
 
-def whole_number(name: str, value: object, *, least: int, most: int, rest: str = "") -> int:
-    """Return an option as an int: Python's or numpy's whole numbers, and no bool.
+class FillKeywords(TypedDict, total=False):
+    """The fields of `FillOptions` as keyword arguments, which editors and mypy check by name."""
+
+    top_k: int
+    targets: str | Sequence[str] | None
+    allow: Collection[str] | None
+    deny: Collection[str] | None
+    words_only: bool
+    pattern: str | re.Pattern[str] | None
+    min_score: float
+    renormalize: bool
+    long_text: LongText
+
+
+def fill_options(keywords: Mapping[str, Any]) -> FillOptions:
+    """Return the options that keyword arguments stand for.
 
     Args:
-        name: The option.
-        value: What was given.
-        least: Least value.
-        most: Greatest value.
-        rest: What the error says after the range.
+        keywords: `FillKeywords`, as a method got them.
 
     Raises:
-        InputError: It is no whole number, or out of the range.
+        InputError: A name or a value cannot be used.
     """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None or not least <= number <= most:
-        raise InputError(f"{name} is {shown(value)}; it must be from {least} to {most}{rest}")
-    return number
+    check_names(keywords)
+    return FillOptions(**keywords)
 
 
-def fraction(name: str, value: object) -> float:
-    """Return an option that is a probability as a float: Python's or numpy's numbers, and no bool.
-
-    Raises:
-        InputError: It is no number from 0 to 1.
-    """
-    try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # a whole number beyond any float
-        number = math.inf
-    if not 0 <= number <= 1:
-        raise InputError(f"{name} is {shown(value)}; it must be a probability from 0 to 1")
-    return number
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise InputError unless an option is one of some words."""
-    if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} is {shown(value)}; it must be {' or '.join(map(repr, choices))}")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise InputError unless an option is a bool."""
-    if not isinstance(value, bool):
-        raise InputError(f"{name} is {shown(value)}; it must be True or False")
-
-
-def check_length(name: str, text: str) -> None:
-    """Raise InputError if a part of an argument is too long to be tokenized."""
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(
-            f"{name} has {len(text):,} characters, and may have at most {MOST_CHARACTERS:,}; shorten it: {shown(text)}"
-        )
-
-
-def check_copies(name: str, text: str, copies: int) -> None:
-    """Raise InputError where an answer, each of whose sequences holds the whole text, would not fit into memory."""
-    if copies * len(text) > _MOST_COPIED:
-        raise InputError(
-            f"{name} has {len(text):,} characters, and its answer would hold it {copies:,} times, which is more than "
-            f"{_MOST_COPIED:,} characters; cut the text into several, or ask for fewer answers: {shown(text)}"
-        )
+def check_names(keywords: Mapping[str, Any]) -> None:
+    """Raise InputError where a keyword argument is no option, and name the nearest that is."""
+    known = FillKeywords.__annotations__
+    for name in keywords:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise InputError(f"there is no option {name!r}; {hint}")

@@ -304,7 +304,7 @@ def test_methods_without_windows_offer_none(shipped: MaskFiller) -> None:
     for ask in (lambda: shipped.infill(text), lambda: shipped.rank(text, ["a"]), lambda: shipped(text)):
         with pytest.raises(InputError, match="at most 512; shorten it: "):
             ask()
-    with pytest.raises(InputError, match="at most 512; shorten it, or take long_text='window': "):
+    with pytest.raises(InputError, match=r"shorten it, or take long_text='window' \(--long-text window\): "):
         shipped.fill(text)
 
 

@@ -64,9 +64,10 @@ def test_help_comes_before_heavy_imports(module: str) -> None:
 PARTS = ("training", "export", "benchmarks")
 ROOMS = (
     ("errors",),
-    ("results", "options"),
+    ("results", "checks"),
     ("bundle",),
     ("text", "runtime"),
+    ("options",),
     ("tasks", "locate"),
     ("shared",),
     ("filler",),

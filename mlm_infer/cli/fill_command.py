@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
     from mlm_infer.filler import MaskFiller
+    from mlm_infer.options import FillKeywords
     from mlm_infer.results import FillResult
+    from mlm_infer.text.encoder import LongText
 
 __all__ = ["main"]
 
@@ -41,8 +43,15 @@ _CHUNK = 256
 @click.option("--column", default="text", show_default=True, help="Column of the texts in such a table.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to this .jsonl or .parquet file.")
 @click.option("--resume", is_flag=True, help="Go on with an --output that was stopped.")
-@click.option("--top-k", "-k", default=5, show_default=True, help="Predictions a mask.")
+@click.option("--top-k", "-k", default=5, show_default=True, help="Predictions per mask.")
 @click.option("--targets", "-t", multiple=True, help="Word to choose among; repeat it, or separate with commas.")
+@click.option("--allow", multiple=True, help="Word that may be given; repeat it, or separate with commas.")
+@click.option("--deny", multiple=True, help="Word that is never given; repeat it, or separate with commas.")
+@click.option("--words-only", is_flag=True, help="No special tokens, punctuation, numbers or parts of words.")
+@click.option("--pattern", help="Regular expression that a word has to match as a whole.")
+@click.option("--min-score", default=0.0, show_default=True, help="Least probability of a prediction.")
+@click.option("--renormalize", is_flag=True, help="Probabilities over what may be given.")
+@click.option("--long-text", default="error", show_default=True, help="error, or window: the surroundings of a mask.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnx or torchscript.")
@@ -59,6 +68,13 @@ def main(
     resume: bool,
     top_k: int,
     targets: tuple[str, ...],
+    allow: tuple[str, ...],
+    deny: tuple[str, ...],
+    words_only: bool,
+    pattern: str | None,
+    min_score: float,
+    renormalize: bool,
+    long_text: "LongText",
     device: str,
     precision: str,
     backend: str,
@@ -76,10 +92,20 @@ def main(
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
     from mlm_infer.filler import MaskFiller
 
-    words = [word for target in targets for word in target.split(",")]
+    options: FillKeywords = {
+        "top_k": top_k,
+        "targets": _words(targets),
+        "allow": _words(allow),
+        "deny": _words(deny),
+        "words_only": words_only,
+        "pattern": pattern,
+        "min_score": min_score,
+        "renormalize": renormalize,
+        "long_text": long_text,
+    }
     filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
     if output is not None:
-        _to_file(filler, texts, paths, column, output, resume, {"top_k": top_k, "targets": words or None})
+        _to_file(filler, texts, paths, column, output, resume, options)
         return
     lines = _lines(texts, paths, column)
     # A bar is of use only to a person who does not see the answers scroll by.
@@ -88,9 +114,14 @@ def main(
     bar: ProgressBar[int]
     with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
         for chunk in chunked(lines, _CHUNK, lambda read: len(read.text)):
-            for result in _fill(filler, chunk, top_k, words or None):
+            for result in _fill(filler, chunk, options):
                 click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
             bar.update(len(chunk))
+
+
+def _words(given: Sequence[str]) -> list[str] | None:
+    """Return what an option that is repeated, or separated with commas, names; None where it is not given."""
+    return [word for each in given for word in each.split(",")] or None
 
 
 def _to_file(
@@ -100,7 +131,7 @@ def _to_file(
     column: str,
     output: Path,
     resume: bool,
-    options: dict[str, Any],
+    options: "FillKeywords",
 ) -> None:
     """Fill a file of texts into another, with a bar and a rate for a person."""
     from .fill_file import fill_file
@@ -126,11 +157,11 @@ def _to_file(
     click.echo(f"written: {output}, {done} texts{errors}{rate}", err=True)
 
 
-def _fill(filler: "MaskFiller", chunk: list[ReadText], top_k: int, targets: list[str] | None) -> "Iterator[FillResult]":
+def _fill(filler: "MaskFiller", chunk: list[ReadText], options: "FillKeywords") -> "Iterator[FillResult]":
     """Yield the results of a chunk; where a text is wrong, those before it come first, then its error."""
     try:
         if not any(read.wrong for read in chunk):
-            yield from filler.fill_batch([read.text for read in chunk], top_k=top_k, targets=targets)
+            yield from filler.fill_batch([read.text for read in chunk], **options)
             return
     except InputError:
         pass
@@ -138,7 +169,7 @@ def _fill(filler: "MaskFiller", chunk: list[ReadText], top_k: int, targets: list
         if read.wrong:
             raise DataError(read.wrong)
         try:
-            result = filler.fill(read.text, top_k=top_k, targets=targets)
+            result = filler.fill(read.text, **options)
         except InputError as error:
             if not read.place:
                 raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlm_infer.errors import InputError
 from mlm_infer.filler import MaskFiller
+from mlm_infer.options import FillKeywords
 from mlm_infer.results import FillResult
 from mlm_infer.tasks.chunks import chunked
 from mlm_infer.text.vocabulary import is_text
@@ -26,7 +27,7 @@ def fill_file(
     output: Path,
     *,
     column: str,
-    options: Mapping[str, Any],
+    options: FillKeywords,
     resume: bool,
     on_text: Callable[[int], None],
 ) -> tuple[int, int]:
@@ -82,7 +83,7 @@ def _write_rows(
     filler: MaskFiller,
     texts: Iterator[ReadText],
     job: FillJob,
-    options: Mapping[str, Any],
+    options: FillKeywords,
     on_text: Callable[[int], None],
 ) -> tuple[int, int]:
     """Write the rows that are not there yet; return how many there are, and how many are errors."""
@@ -112,7 +113,7 @@ def _to_line(row: Mapping[str, Any]) -> str:
 
 
 def _answers(
-    filler: MaskFiller, texts: Iterator[ReadText], options: Mapping[str, Any]
+    filler: MaskFiller, texts: Iterator[ReadText], options: FillKeywords
 ) -> Iterator[tuple[ReadText, FillResult | InputError]]:
     """Put each result with what was read: an error holds neither the text nor its place."""
     pending: deque[ReadText] = deque()
@@ -127,7 +128,7 @@ def _answers(
         yield pending.popleft(), result
 
 
-def _identity(filler: MaskFiller, column: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(filler: MaskFiller, column: str, options: FillKeywords) -> dict[str, Any]:
     """Return what must be the same for a run to be taken up, besides the texts that are done."""
     return {
         "column": column,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mlm_infer.bundle.graph_scan import check_graph
 from mlm_infer.bundle.manifest import TORCHSCRIPT, ForeignManifest, Manifest, ModelFile, unchanged
+from mlm_infer.checks import shown
 from mlm_infer.errors import DeviceError, InputError
-from mlm_infer.options import shown
 
 from .cpu import cpu_kind, multiplies_bytes
 from .plain_export import EveryPosition

@@ -1,19 +1,19 @@
 """Each mask on its own: the answers of `fill`, of batches and of streams."""
 
 import math
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlm_infer.checks import whole_number
 from mlm_infer.errors import InputError
-from mlm_infer.options import check_flag, fraction, whole_number
+from mlm_infer.options import FillOptions
 from mlm_infer.results import FillResult, MaskResult, Prediction
 from mlm_infer.runtime.best import Answer, best_of
-from mlm_infer.text.encoder import EncodedText, LongText, TextEncoder, check_long_text
+from mlm_infer.text.encoder import EncodedText, LongText, TextEncoder
 from mlm_infer.text.vocabulary import Restriction
 
 from .chunks import chunked
@@ -44,7 +44,7 @@ _STREAM_CHUNK = 512
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What `fill` is asked for, checked; see there."""
+    """What a model is asked for: options that fit it."""
 
     restriction: Restriction
     top_k: int
@@ -55,37 +55,20 @@ class Choice:
     """Most predictions of a mask that there can be."""
 
     @classmethod
-    def of(
-        cls,
-        model: OpenModel,
-        *,
-        top_k: int,
-        targets: str | Sequence[str] | None,
-        allow: Collection[str] | None,
-        deny: Collection[str] | None,
-        words_only: bool,
-        pattern: str | re.Pattern[str] | None,
-        min_score: float,
-        renormalize: bool,
-        long_text: LongText,
-    ) -> "Choice":
-        """Check the arguments of `MaskFiller.fill`.
+    def of(cls, model: OpenModel, options: FillOptions) -> "Choice":
+        """Hold options against a model.
 
         Raises:
-            InputError: One cannot be used.
+            InputError: One does not fit it.
         """
-        restriction = Restriction.of(targets, allow, deny, words_only, pattern)
-        top_k = check_top_k(model, top_k)
-        min_score = fraction("min_score", min_score)
-        check_flag("renormalize", renormalize)
-        check_long_text(long_text)
-        most = top_k
+        restriction, min_score = options.restriction, options.min_score
+        most = top_k = check_top_k(model, options.top_k)
         if not restriction.is_none:
             # A restriction that nothing passes, even where most does, is an error of the arguments.
             most = min(most, len(model.encoder.vocabulary.permitted(restriction, True)))
         if min_score:
             most = int(min(most, 1 / min_score))
-        return cls(restriction, top_k, min_score, renormalize, long_text, most)
+        return cls(restriction, top_k, min_score, options.renormalize, options.long_text, most)
 
     def best(self, ids: NDArray[np.int64], logprobs: NDArray[np.float32]) -> Answer:
         """Return the best of what may be given."""

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mlm_infer.checks import check_copies, shown
 from mlm_infer.errors import InputError
-from mlm_infer.options import check_copies, shown
 from mlm_infer.results import Infilling
 from mlm_infer.runtime.best import Answer, best_of
 from mlm_infer.runtime.predictor import Predictor, Query

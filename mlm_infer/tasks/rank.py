@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from mlm_infer.checks import check_copies, shown
 from mlm_infer.errors import InputError
-from mlm_infer.options import check_copies, shown
 from mlm_infer.results import Candidate, RankResult
 from mlm_infer.runtime.predictor import Predictor, Query
 from mlm_infer.text.encoder import EncodedText, TextEncoder

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mlm_infer.bundle.manifest import Manifest
+from mlm_infer.checks import MOST_CHARACTERS, check_choice, check_copies, shown
 from mlm_infer.errors import BundleError, InputError
-from mlm_infer.options import MOST_CHARACTERS, check_choice, check_copies, shown
 
 from .tokenizer import SafeTokenizer
 from .vocabulary import NO_TEXT, Vocabulary, is_text
@@ -253,7 +253,7 @@ class TextEncoder:
         return whole
 
     def _too_long(self, text: str, name: str, tokens: int, long_text: LongText | None) -> InputError:
-        advice = "shorten it" if long_text is None else "shorten it, or take long_text='window'"
+        advice = "shorten it" if long_text is None else "shorten it, or take long_text='window' (--long-text window)"
         return InputError(
             f"{name} has {tokens} tokens, this model takes at most {self._manifest.max_length}; {advice}: {shown(text)}"
         )

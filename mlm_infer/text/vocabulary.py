@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mlm_infer.checks import check_flag, check_length, shown
 from mlm_infer.errors import InputError
-from mlm_infer.options import check_flag, check_length, shown
 
 from .tokenizer import SafeTokenizer
 
