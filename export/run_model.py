@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from mlm_infer.errors import ExportError
+from mlm_infer.errors import ExportError, first_line
 
 __all__ = ["copy_model", "open_model"]
 
@@ -42,7 +42,7 @@ def open_model(
         options.add_external_initializers(names, values)
         return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
-        raise ExportError(f"ONNX Runtime refuses the graph: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"ONNX Runtime refuses the graph: {first_line(error)}") from error
 
 
 def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:

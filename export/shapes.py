@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mlm_infer.errors import ExportError
+from mlm_infer.errors import ExportError, first_line
 
 from .run_model import open_model
 
@@ -39,7 +39,7 @@ def observe_shapes(model: ir.Model, inputs: Sequence[str], token_id: int) -> dic
         session = open_model(model, optimize=False, outputs=tuple(name for name in names if name not in kept))
         runs = [session.run(names, _feeds(inputs, *probe, token_id)) for probe in _PROBES]
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
-        raise ExportError(f"the exported graph cannot be run: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"the exported graph cannot be run: {first_line(error)}") from error
     shapes: dict[str, Shape] = dict.fromkeys(inputs, ("B", "L"))
     for name, value in model.graph.initializers.items():
         shapes[name] = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ("?",)

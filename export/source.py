@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mlm_infer.bundle.graph_scan import check_graph
 from mlm_infer.bundle.manifest import hash_file
-from mlm_infer.errors import ExportError, ModelError
+from mlm_infer.errors import ExportError, ModelError, first_line
 from mlm_infer.locate.plain_exports import home_of, onnx_files, precision_of, read_foreign
 from mlm_infer.runtime.ort_session import Session
 from mlm_infer.shared.checkpoint import max_length, open_checkpoint
@@ -198,8 +198,9 @@ class OnnxFile:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(str(self._folder), trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"transformers cannot load the tokenizer of {self._folder}: {reason[0]}") from error
+            raise ModelError(
+                f"transformers cannot load the tokenizer of {self._folder}: {first_line(error)}"
+            ) from error
         self._session = Session(path, kind="cpu", serving=False)
         self._exact: ReferenceEvaluator | None = None
         self.architecture = known.architecture
@@ -220,8 +221,7 @@ class OnnxFile:
                 model = onnx.version_converter.convert_version(model, OPSET)
             onnx.save(model, str(folder / "model.onnx"))
         except Exception as error:  # onnx raises what its C++ throws
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ExportError(f"{self._path} cannot be rewritten: {reason[0]:.200}") from error
+            raise ExportError(f"{self._path} cannot be rewritten: {first_line(error):.200}") from error
         return folder / "model.onnx"
 
     def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from mlm_infer.errors import ExportError, ModelError
+from mlm_infer.errors import ExportError, ModelError, first_line
 
 __all__ = ["ENCODER_INPUTS", "optimum_export"]
 
@@ -80,8 +80,7 @@ def optimum_export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Seque
                 sequence_length=_TRACED_LENGTH,
             )
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ExportError(f"Optimum could not export this {architecture}: {reason[0]}") from error
+            raise ExportError(f"Optimum could not export this {architecture}: {first_line(error)}") from error
     return folder / "model.onnx"
 
 

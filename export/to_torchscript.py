@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from mlm_infer.errors import ExportError
+from mlm_infer.errors import ExportError, first_line
 
 from .batches import Batch
 
@@ -93,8 +93,7 @@ def torchscript_export(model: PreTrainedModel, batch: Batch, path: Path) -> None
                     _follow_device(module.graph)
             torch.jit.save(torch.jit.script(_Serving(traced)), str(path))
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ExportError(f"torch could not trace this {model.config.model_type}: {reason[0]}") from error
+            raise ExportError(f"torch could not trace this {model.config.model_type}: {first_line(error)}") from error
 
 
 def _follow_device(graph: Any) -> None:

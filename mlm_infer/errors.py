@@ -10,7 +10,13 @@ __all__ = [
     "MlmInferError",
     "ModelError",
     "OutputExistsError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library says, or the kind of its error where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class MlmInferError(Exception):

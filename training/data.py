@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from mlm_infer.errors import DataError
+from mlm_infer.errors import DataError, first_line
 from mlm_infer.shared.samples import movie_reviews
 
 from .config import TrainConfig
@@ -123,9 +123,8 @@ def _load_raw(source: str, split: str, data_config: str | None, data_revision: s
         else:
             loaded = datasets.load_dataset(source, data_config, revision=data_revision, split=split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         hint = "" if path.exists() else " (it is neither a file here nor a data set that can be reached)"
-        raise DataError(f"cannot read {source}{hint}: {reason[0]}") from error
+        raise DataError(f"cannot read {source}{hint}: {first_line(error.__cause__ or error)}") from error
     return loaded
 
 

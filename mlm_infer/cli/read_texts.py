@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from mlm_infer.errors import DataError, DependencyError
+from mlm_infer.errors import DataError, DependencyError, first_line
 
 __all__ = ["ReadText", "pyarrow_parquet", "read_lines", "read_texts"]
 
@@ -150,7 +150,7 @@ def _parquet(path: Path, column: str) -> Iterator[ReadText]:
     try:
         file = parquet.ParquetFile(path)
     except Exception as error:  # pyarrow's errors share no base but Exception
-        raise DataError(f"{path} is no parquet file: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} is no parquet file: {first_line(error)}") from error
     _check_column(path, column, file.schema_arrow.names)
     number = 0
     for batch in file.iter_batches(columns=[column], batch_size=_ROWS):

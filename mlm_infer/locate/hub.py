@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mlm_infer.errors import BundleError, DependencyError, ModelError
+from mlm_infer.errors import BundleError, DependencyError, ModelError, first_line
 
 __all__ = ["fetch", "is_hub_id"]
 
@@ -77,11 +77,11 @@ def fetch(
                 raise BundleError(
                     f"the copy of {repository} cannot be written ({error}); set HF_HOME to another folder"
                 ) from error
-            reason = _line(error)
+            reason = first_line(error)[:200]
         except Exception as error:  # what the Hub's client raises depends on its version and shares no base
             if not type(error).__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
                 raise
-            reason = _line(error)
+            reason = first_line(error)[:200]
     # snapshot_download would miss the files that were never wanted.
     copies = [try_to_load_from_cache(repository, name, revision=revision) for name in anchors]
     found = next((Path(each).parent for each in copies if isinstance(each, str)), None)
@@ -93,7 +93,3 @@ def fetch(
     if reason != forbidden:
         logger.warning("the Hub cannot be reached (%s); taking the copy of %s on this machine", reason, repository)
     return found
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlm_infer.errors import BundleError, DependencyError, DeviceError
+from mlm_infer.errors import BundleError, DependencyError, DeviceError, first_line
 
 from .cpu import available_cpus
 from .forks import outlive_forks
@@ -89,7 +89,7 @@ class Session:
                 str(path), options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             failure = re.search(r"CU\w+ failure[^;]*", str(error))
             if failure is not None:
                 raise DeviceError(_cannot_start(number, failure[0].strip())) from error
@@ -147,7 +147,7 @@ class Session:
                 return self._bound.run(outputs, feeds)
             return [np.asarray(value) for value in self._session.run(list(outputs), dict(feeds))]
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             if re.search(r"CU\w+ failure|out of memory|[Ff]ailed to allocate", str(error)):
                 raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
             raise BundleError(f"ONNX Runtime cannot run {self._path}: {reason}") from error

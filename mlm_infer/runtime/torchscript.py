@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlm_infer.bundle.manifest import HOST_INPUTS
-from mlm_infer.errors import BundleError, DependencyError, DeviceError
+from mlm_infer.errors import BundleError, DependencyError, DeviceError, first_line
 
 from .forks import generation
 
@@ -60,7 +60,7 @@ class TorchScript:
             try:
                 self._module = torch.jit.load(str(path), map_location=self._device).eval()
             except (RuntimeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise BundleError(f"torch {torch.__version__} cannot load {path}: {reason}") from error
         self._path = path
         self.provider: str = f"TorchScript {self._device}"
@@ -104,7 +104,7 @@ class TorchScript:
                 found = self._module(inputs)
                 return [np.asarray(found[name].cpu()) for name in outputs]
         except torch.OutOfMemoryError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
         except Exception as error:  # what the code in the file raises was its author's choice
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

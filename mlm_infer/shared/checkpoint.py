@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlm_infer.errors import DependencyError, ModelError
+from mlm_infer.errors import DependencyError, ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,8 +49,7 @@ def open_checkpoint(
             f"{' '.join(str(error).split())} (to train; to export it, it must have a tokenizer.json instead)"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"cannot load {model} as a masked language model: {reason[0]}") from error
+        raise ModelError(f"cannot load {model} as a masked language model: {first_line(error)}") from error
     if tokenizer.mask_token_id is None:
         raise ModelError(f"the tokenizer of {model} has no mask token, so nothing can be masked")
     embeddings = loaded.get_input_embeddings().weight.shape[0]

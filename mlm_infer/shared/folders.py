@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlm_infer.bundle.manifest import MANIFEST
-from mlm_infer.errors import MlmInferError, OutputExistsError
+from mlm_infer.errors import MlmInferError, OutputExistsError, first_line
 
 __all__ = ["REPORT", "check_output", "holds", "move_into_place", "writing"]
 
@@ -157,7 +157,7 @@ def writing(folder: Path) -> Iterator[None]:
     except MlmInferError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        reason = next(iter(str(error).strip().splitlines()), "")
+        reason = first_line(error)
         system = re.search(r"\(os error (\d+)\)", reason)
         if system is not None:
             raise OSError(int(system[1]), os.strerror(int(system[1])), str(folder)) from error
