@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mlm_infer.errors import ExportError, first_line
+from mlm_infer.shared.masked_rows import head_at_rows
 
 from .batches import Batch
 
@@ -28,20 +29,9 @@ class _LogitsAtRows(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        def keep_rows(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = output[0]
-            chosen = hidden.reshape(-1, hidden.shape[-1])[rows].unsqueeze(0)
-            if isinstance(output, tuple):
-                return (chosen, *output[1:])
-            output.last_hidden_state = chosen
-            return output
-
-        handle = self.model.base_model.register_forward_hook(keep_rows)
-        try:
+        with head_at_rows(self.model, rows):
             logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
             return logits[0]
-        finally:
-            handle.remove()
 
 
 class _Serving(torch.nn.Module):

@@ -155,7 +155,7 @@ def test_certain_answers_are_held_to_fp64(certain: Path, tmp_path: Path) -> None
 
 def test_what_is_further_off_is_refused(certain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousandth in a layer norm is no rounding; the message gives both distances."""
-    from mlm_infer.export import run
+    from mlm_infer.export import job
     from mlm_infer.export.serving import build_serving_graph as true
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
@@ -167,7 +167,7 @@ def test_what_is_further_off_is_refused(certain: Path, tmp_path: Path, monkeypat
         gain.const_value = ir.tensor(gain.const_value.numpy() * np.float32(1.001), name=gain.name)
         return serving
 
-    monkeypatch.setattr(run, "build_serving_graph", wrong)
+    monkeypatch.setattr(job, "build_serving_graph", wrong)
     with pytest.raises(ExportError, match=r"fp32 model differs too much .* off the same in fp64, this one's \d\.\de"):
         export_bundle(str(certain), tmp_path / "out")
 

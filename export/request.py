@@ -1,0 +1,73 @@
+"""What is asked of an export."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlm_infer.errors import InputError
+from mlm_infer.runtime.backend import BACKENDS
+
+from .int8 import Budget
+from .serving import PASSES
+from .source import Source
+
+__all__ = ["ExportRequest"]
+
+_PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export, to where, as what. The fields are the arguments of `export_bundle`.
+
+    Raises:
+        InputError: A value cannot be used.
+    """
+
+    model: str
+    output: Path
+    precisions: Sequence[str]
+    formats: Sequence[str]
+    budget: Budget
+    calibration_data: Path | None
+    without_passes: Sequence[str]
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        _check_choice("precisions", self.precisions, _PRECISIONS)
+        _check_choice("formats", self.formats, BACKENDS)
+        if "onnx" not in self.formats and set(self.precisions) != {"fp32"}:
+            raise InputError(
+                f"precisions is {tuple(self.precisions)!r}, but TorchScript is fp32; add the format 'onnx'"
+            )
+        strange = [each for each in self.without_passes if each not in PASSES]
+        if strange:
+            raise InputError(f"there is no graph pass {strange[0]!r}; the passes are {', '.join(PASSES)}")
+
+    @property
+    def sources(self) -> list[str | Path]:
+        """What is read, and may lie in no folder that is replaced."""
+        return [self.model, *([] if self.calibration_data is None else [self.calibration_data])]
+
+    def check_source(self, source: Source) -> None:
+        """Refuse what cannot be made of an ONNX file.
+
+        Raises:
+            InputError: The source is an ONNX file, and something else is asked for.
+        """
+        if not source.foreign:
+            return
+        if "torchscript" in self.formats:
+            raise InputError(
+                f"TorchScript is traced from a checkpoint, and {self.model} is an ONNX file; take the format 'onnx'"
+            )
+        if source.precision != "fp32" and set(self.precisions) != {source.precision}:
+            raise InputError(
+                f"{self.model} is {source.precision}, and nothing else can be made of it; choose --precision "
+                f"{source.precision}"
+            )
+
+
+def _check_choice(name: str, found: Sequence[str], known: Sequence[str]) -> None:
+    if isinstance(found, str) or not found or not set(found) <= set(known):
+        raise InputError(f"{name} is {found!r}; it must hold one or more of {', '.join(map(repr, known))}")
