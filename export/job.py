@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlm_infer.shared.folders import move_into_place
 from .batches import Batch, shape_batches, text_batches
 from .fp16 import rounded_as_on_gpu, to_fp16
 from .int8 import quantize_within
-from .known_answers import record_answers
+from .known_answers import known_answers
 from .parity import ParityCase, ParityReport, check_case, compare, fp32_distance, make_batches, mixes_padding, reference
 from .progress import Progress
 from .request import ExportRequest
@@ -190,8 +191,8 @@ class ExportJob:
             created_with=_versions(),
             mixes_padding=mixes_padding(source, self._mixed, self._inputs),
         )
+        manifest = replace(manifest, known_answers=known_answers(bundle, manifest))
         (bundle / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        record_answers(bundle)
         self._progress.begin("write", f"writing {target}")
         move_into_place(bundle, target, overwrite=self._request.overwrite, sources=self._request.sources)
         self._progress.within(1.0)

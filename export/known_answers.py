@@ -1,14 +1,16 @@
 """The known answers of a bundle: a few inputs, recorded with what this machine answers."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from mlm_infer import MaskFiller
-from mlm_infer.bundle.manifest import MANIFEST, KnownAnswer
-from mlm_infer.bundle.read_manifest import read_manifest
-from mlm_infer.filler import open_named
+from mlm_infer.bundle.manifest import TOKENIZER, TORCHSCRIPT, KnownAnswer, Manifest
+from mlm_infer.options import FillOptions
+from mlm_infer.runtime.backend import Backend, open_backend
+from mlm_infer.runtime.predictor import Predictor
+from mlm_infer.tasks.fill import Choice, fill_texts
+from mlm_infer.tasks.open_model import OpenModel
+from mlm_infer.text.encoder import TextEncoder
 
-__all__ = ["record_answers"]
+__all__ = ["known_answers"]
 
 _REVIEW = (
     "It is one of those films that one likes more with every year : the story is slow , the music is quiet , and "
@@ -24,27 +26,36 @@ _TEXTS = (
 _TOP_K = 5
 
 
-def record_answers(folder: Path) -> None:
-    """Put known answers into the manifest of a bundle, as this machine gives them.
+def known_answers(bundle: Path, manifest: Manifest) -> dict[str, tuple[KnownAnswer, ...]]:
+    """Ask each model of a bundle, as it is opened where it runs, on the CPU.
 
     Args:
-        folder: The bundle.
+        bundle: The folder.
+        manifest: Of it; it need not be written yet.
+
+    Returns:
+        The answers by the name of the model.
     """
-    manifest = read_manifest(folder)
-    answers = {name: _answers(open_named(folder, name)) for name in manifest.models}
-    path = folder / MANIFEST
-    scratch = path.with_suffix(".new")
-    scratch.write_text(replace(manifest, known_answers=answers).to_json(), encoding="utf-8")
-    scratch.replace(path)
+    encoder = TextEncoder(bundle / TOKENIZER, manifest)
+    found = {}
+    for name in manifest.models:
+
+        def opened(name: str = name) -> Backend:
+            backend, precision = ("torchscript", "auto") if name == TORCHSCRIPT else ("onnx", name)
+            return open_backend(manifest, bundle, backend=backend, device="cpu", precision=precision, threads=None)[1]
+
+        found[name] = _answers(OpenModel(encoder, Predictor(opened(), opened, manifest, bundle), manifest))
+    return found
 
 
-def _answers(filler: MaskFiller) -> tuple[KnownAnswer, ...]:
-    top_k = min(_TOP_K, filler.info.vocab_size)
-    found = []
-    for text in _TEXTS:
-        if filler.count_tokens(text) <= filler.info.max_length:
-            masks = filler.fill(text, top_k=top_k).masks
-            ids = tuple(tuple(each.token_id for each in mask.predictions) for mask in masks)
-            logprobs = tuple(tuple(round(each.logprob, 5) for each in mask.predictions) for mask in masks)
-            found.append(KnownAnswer(text, ids, logprobs))
-    return tuple(found)
+def _answers(model: OpenModel) -> tuple[KnownAnswer, ...]:
+    choice = Choice.of(model, FillOptions(top_k=min(_TOP_K, model.manifest.vocab_size)))
+    texts = [text for text in _TEXTS if model.encoder.count(text) <= model.manifest.max_length]
+    answers = []
+    for text in texts:
+        # One by one, as a caller asks.
+        (result,) = fill_texts(model, [text], choice)
+        ids = tuple(tuple(each.token_id for each in mask.predictions) for mask in result.masks)
+        logprobs = tuple(tuple(round(each.logprob, 5) for each in mask.predictions) for mask in result.masks)
+        answers.append(KnownAnswer(text, ids, logprobs))
+    return tuple(answers)
