@@ -79,8 +79,8 @@ class MaskFiller:
     Safe to share between threads. It can be pickled, and works in a forked process; there it opens the model anew.
 
     Args:
-        model: Folder of a bundle; None opens the small English model that ships with the package. It may also be
-            other people's: a folder with a plain ONNX export (`model.onnx`, `onnx/model.onnx`,
+        model: Folder of a bundle; None opens the small English model that ships with the package. Also accepts
+            third-party models: a folder with a plain ONNX export (`model.onnx`, `onnx/model.onnx`,
             `model_quantized.onnx`) or such a file, which runs as it is; a checkpoint; or a Hub id of any of these.
             With the extra [export] installed, plain exports and checkpoints are turned into bundles on first use
             and kept in the cache folder, `MLM_INFER_CACHE` or mlm-infer in the user's.
@@ -96,7 +96,7 @@ class MaskFiller:
 
     Raises:
         InputError: An argument is out of its range, or the bundle lacks that precision or backend.
-        BundleError: The bundle is missing, incomplete or damaged, its known answers do not come out, or the Hub
+        BundleError: The bundle is missing, incomplete or damaged, its recorded answers cannot be reproduced, or the Hub
             or the cache folder cannot be used.
         ModelError: It is no masked language model.
         DeviceError: The device cannot be used.
@@ -225,7 +225,7 @@ class MaskFiller:
 
         Args:
             text: A text with one or more masks, written `[MASK]`, `<mask>` or as the model's own.
-            top_k: Most predictions a mask.
+            top_k: Most predictions per mask.
             targets: Words to choose among, each one token of the model; with or without a leading space. Text that
                 the model has no token for (an emoji, to most English models) is an error.
             allow: Words that may be given; those that are no single token are passed over.
@@ -238,7 +238,7 @@ class MaskFiller:
                 has more tokens than it takes; `MaskResult.window` says which.
 
         Returns:
-            One result a mask; scores are probabilities, `logprob` their natural logarithm.
+            One result per mask; scores are probabilities, `logprob` their natural logarithm.
 
         Raises:
             InputError: The text or an argument cannot be used.
@@ -442,7 +442,7 @@ class MaskFiller:
 
         Args:
             inputs: One text or a list; a list of one text is answered as that text alone.
-            top_k: Predictions a mask, capped to the number of targets.
+            top_k: Predictions per mask, capped to the number of targets.
             targets: Words to choose among; of one that is no token, its first piece is taken, with a warning.
 
         Returns:

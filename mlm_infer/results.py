@@ -74,7 +74,7 @@ class FillResult(_AsDict):
 
     Attributes:
         text: The text as it was given.
-        masks: One result a mask, in the order of the text.
+        masks: One result per mask, in the order of the text.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What a model's name stands for: a bundle, other people's ONNX file, a checkpoint, or a Hub id of any of these."""
+"""What a model's name stands for: a bundle, a third-party ONNX file, a checkpoint, or a Hub id of any of these."""
 
 import json
 import logging

@@ -31,7 +31,7 @@ def check_answers(
         exact: Whether it is fp32 on a CPU, which rounds least.
 
     Raises:
-        BundleError: There are none, or one does not come out.
+        BundleError: There are none, or one cannot be reproduced.
     """
     if not answers:
         raise BundleError(f"{path} holds no known answers for {precision}; export the model again")
