@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .parity import ParityCase, ParityReport, check_case, compare, fp32_distance
 from .progress import Progress
 from .request import ExportRequest
 from .serving import PassError, ServingGraph, build_serving_graph
-from .source import Checkpoint, Source, open_source
+from .source import Checkpoint, open_source
 from .texts import Texts, own_texts, random_texts, read_texts, review_texts, sampled_texts
 from .to_torchscript import TORCHSCRIPT_INPUTS, torchscript_export
 from .tokenizer import plain_tokenizer
@@ -95,11 +95,20 @@ class ExportJob:
         self._progress.begin("graph", "reading the graph" if foreign else "exporting through Optimum")
         exported = self._source.to_onnx(work / "plain")
         self._progress.begin("passes", "building the serving graph")
-        without = self._request.without_passes
-        serving = _serving_graph(self._source, exported, self._mixed, without, self._progress.say)
+        serving = build_serving_graph(
+            exported,
+            self._source.vocabulary,
+            self._mixed,
+            without=self._request.without_passes,
+            # What others exported may be as no pass expects; what Optimum exported may not.
+            on_failure=self._leave_out if foreign else None,
+        )
         shutil.rmtree(work / "plain")
         self._inputs = serving.inputs
         return serving
+
+    def _leave_out(self, error: PassError) -> None:
+        self._progress.say(f"leaving out the pass {error.name}, which does not fit this graph")
 
     def _fit_texts(self, serving: ServingGraph) -> None:
         """Have a model whose vocabulary is not made for the reviews write its own text."""
@@ -203,21 +212,6 @@ class ExportJob:
         """Most tokens of a text, without the special ones."""
         special: int = self._tokenizer.num_special_tokens_to_add()
         return self._source.longest - special
-
-
-def _serving_graph(
-    source: Source, exported: Path, batch: Batch, without: Sequence[str], say: Callable[[str], None]
-) -> ServingGraph:
-    """Build the serving graph, leaving out a pass that does not fit somebody else's graph."""
-    left_out = list(without)
-    while True:
-        try:
-            return build_serving_graph(exported, source.vocabulary, batch, without=left_out)
-        except PassError as error:
-            if not source.foreign or error.name in left_out:
-                raise
-            say(f"leaving out the pass {error.name}, which does not fit this graph")
-            left_out.append(error.name)
 
 
 def _save(model: ir.Model, bundle: Path, precision: str, details: dict[str, Any]) -> ModelFile:

@@ -1,7 +1,8 @@
 """From the graph that Optimum exports to the one that serves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from .batches import Batch, feeds
 from .fuse import fuse
 from .graph import add_serving_head, clean
 from .rows import flat_rows, move_rows_up, text_rows
-from .run_model import open_model
-from .shapes import observe_shapes
+from .run_model import copy_model, open_model
+from .shapes import Shape, observe_shapes
 from .to_onnx import ENCODER_INPUTS
 
 __all__ = ["PASSES", "PassError", "ServingGraph", "build_serving_graph"]
 
 PASSES = ("fusions", "attention", "rows")
 """What is done to a graph for speed alone, in this order; each is checked and can be left out."""
+
+_Shapes = dict[str, Shape]
 
 # Old ONNX Runtimes refuse newer files, and cannot say up to which they read.
 _IR_VERSION = 9
@@ -65,55 +68,115 @@ class ServingGraph:
         return {"fusions": self.fusions, "nodes_at_masks": self.row_nodes[0], "nodes_at_rows": self.row_nodes[1]}
 
 
-def build_serving_graph(path: Path, vocabulary: int, batch: Batch, *, without: Sequence[str] = ()) -> ServingGraph:
-    """Fuse, add the serving head, and move its selections of rows up the graph.
+def build_serving_graph(
+    path: Path,
+    vocabulary: int,
+    batch: Batch,
+    *,
+    without: Sequence[str] = (),
+    on_failure: Callable[[PassError], None] | None = None,
+) -> ServingGraph:
+    """Apply each pass to an exported graph, compare its logits with those before, and add the serving head.
 
     Args:
         path: What `optimum_export` wrote.
         vocabulary: Width of the logits.
         batch: Texts of several lengths, to check each pass on.
         without: Names of `PASSES` to leave out.
+        on_failure: Told of a pass that does not fit the graph, which is left out then; None raises its error.
 
     Raises:
         PassError: A pass changed the answers, or failed.
         ExportError: ONNX Runtime cannot run the graph.
     """
-    model = ir.load(path)
-    inputs = tuple(each.name for each in model.graph.inputs if each.name in ENCODER_INPUTS)
-    expected = _logits(model, inputs, batch)
-    fusions: dict[str, int] = {}
-    if "fusions" in without:
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    else:
-        with _named("fusions"):
-            model, fusions = fuse(path)
-        _check("fusions", _logits(model, inputs, batch), expected)
-    graph = model.graph
-    shapes = observe_shapes(model, inputs, int(batch.answers[0]))
-    if "attention" not in without:
-        with _named("attention"):
-            fusions["MultiHeadAttention"] = fuse_attention(graph, shapes)
-            common.RemoveUnusedNodesPass()(model)
-        _check("attention", _logits(model, inputs, batch), expected)
-    shapes["all_logits"] = ("B", "L", vocabulary)
-    by_text, by_row = add_serving_head(model, vocabulary)
-    named = {each.name: each for each in graph.inputs}
-    # Without the pass the rows are selected where they are asked for: at the logits.
-    movable = {} if "rows" in without else shapes
-    with _named("rows"):
-        texts = move_rows_up(graph, by_text, movable, text_rows(named["mask_positions"]), vocabulary)
-        shapes[by_text.outputs[0].name or ""] = ("B", "L", vocabulary)
-        rows = move_rows_up(graph, by_row, movable, flat_rows(named["mask_rows"]), vocabulary)
-    for marker in (by_row, by_text):
-        source = marker.inputs[0]
-        assert source is not None  # noqa: S101
-        marker.outputs[0].replace_all_uses_with(source)
-        graph.remove(marker, safe=True)
-    clean(model)
-    model.ir_version = _IR_VERSION
-    (found,) = open_model(model).run(["logits"], feeds(batch, inputs))
-    _check("rows", found, expected)
-    return ServingGraph(model, inputs, fusions, (len(texts), len(rows)))
+    build = _Build(path, vocabulary, batch)
+    for name, apply in zip(PASSES, (_Build.fuse, _Build.attend, _Build.move_rows), strict=True):
+        if name in without:
+            continue
+        before = copy(build)
+        before.model, before.fusions, before.shapes = copy_model(build.model), dict(build.fusions), dict(build.shapes)
+        try:
+            with _named(name):
+                apply(build)
+            _check(name, build.logits(), build.expected)
+        except PassError as error:
+            if on_failure is None:
+                raise
+            on_failure(error)
+            build = before
+    return build.finish()
+
+
+class _Build:
+    """A graph on its way from the exporter to serving, and what was done to it so far."""
+
+    def __init__(self, path: Path, vocabulary: int, batch: Batch) -> None:
+        self.model = ir.load(path)
+        self.fusions: dict[str, int] = {}
+        self._path, self._vocabulary, self._batch = path, vocabulary, batch
+        self._inputs = tuple(each.name for each in self.model.graph.inputs if each.name in ENCODER_INPUTS)
+        self._rows: tuple[int, int] | None = None
+        self.shapes: _Shapes = {}
+        self.expected = self.logits()
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(self.model)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Return the logits at the masks of the batch."""
+        arrays = feeds(self._batch, self._inputs)
+        if self._rows is not None:
+            (served,) = open_model(self.model).run(["logits"], arrays)
+            return np.asarray(served)
+        name = self.model.graph.outputs[0].name or ""
+        (found,) = open_model(self.model).run([name], {each: arrays[each] for each in self._inputs})
+        chosen: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[self._batch.flat]
+        return chosen
+
+    def fuse(self) -> None:
+        """Put layer norms and GELUs together."""
+        self.model, self.fusions = fuse(self._path)
+
+    def attend(self) -> None:
+        """Put attention together."""
+        self.fusions["MultiHeadAttention"] = fuse_attention(self.model.graph, self._observed())
+        common.RemoveUnusedNodesPass()(self.model)
+
+    def move_rows(self) -> None:
+        """Add the serving head, and move its selections of rows up the graph."""
+        self._add_head(self._observed())
+
+    def finish(self) -> ServingGraph:
+        """Return the serving graph."""
+        if self._rows is None:
+            # Without the pass the rows are selected where they are asked for: at the logits.
+            self._add_head({})
+            _check("rows", self.logits(), self.expected)
+        assert self._rows is not None  # noqa: S101
+        return ServingGraph(self.model, self._inputs, self.fusions, self._rows)
+
+    def _observed(self) -> _Shapes:
+        """Return the shapes of the values of the graph as it is after the fusions, observed once."""
+        if not self.shapes:
+            self.shapes = observe_shapes(self.model, self._inputs, int(self._batch.answers[0]))
+        return self.shapes
+
+    def _add_head(self, movable: _Shapes) -> None:
+        graph, vocabulary = self.model.graph, self._vocabulary
+        by_text, by_row = add_serving_head(self.model, vocabulary)
+        named = {each.name: each for each in graph.inputs}
+        logits = ("B", "L", vocabulary)
+        shapes = movable | {"all_logits": logits} if movable else {}
+        texts = move_rows_up(graph, by_text, shapes, text_rows(named["mask_positions"]), vocabulary)
+        if shapes:
+            shapes[by_text.outputs[0].name or ""] = logits
+        rows = move_rows_up(graph, by_row, shapes, flat_rows(named["mask_rows"]), vocabulary)
+        for marker in (by_row, by_text):
+            source = marker.inputs[0]
+            assert source is not None  # noqa: S101
+            marker.outputs[0].replace_all_uses_with(source)
+            graph.remove(marker, safe=True)
+        clean(self.model)
+        self.model.ir_version = _IR_VERSION
+        self._rows = (len(texts), len(rows))
 
 
 @contextmanager
@@ -125,15 +188,6 @@ def _named(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise PassError(name, f"failed ({type(error).__name__}: {error!s:.100})") from error
-
-
-def _logits(model: ir.Model, inputs: Sequence[str], batch: Batch) -> NDArray[np.float32]:
-    """Return the logits at the masks of a graph that gives them everywhere."""
-    everything = feeds(batch, inputs)
-    name = model.graph.outputs[0].name or ""
-    (found,) = open_model(model).run([name], {each: everything[each] for each in inputs})
-    chosen: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[batch.flat]
-    return chosen
 
 
 def _check(name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:

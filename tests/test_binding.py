@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from mlm_infer import binding
 from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.runtime import ort_binding as binding
 from mlm_infer.runtime.ort_binding import BoundRuns
 
 OUTPUTS = ("top_ids", "top_logprobs", "candidate_logprobs", "logits", "log_normalizer")

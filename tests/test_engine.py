@@ -1,6 +1,7 @@
 """The engine: what the graph passes do, what int8 keeps, and what it costs to ask for too much."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlm_infer.export import Budget, export_bundle
 from mlm_infer.export.activations import add_quantized, plan_activation, simulate
 from mlm_infer.export.calibrate import ActivationStats
 from mlm_infer.export.run_model import open_model
+from mlm_infer.export.source import Checkpoint
 from mlm_infer.export.weights import (
     adjacent_pairs,
     column_scales,
@@ -82,6 +84,46 @@ def test_a_pass_that_changes_the_answers_is_named(
         export_bundle(str(tiny["bert"]), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     export_bundle(str(tiny["bert"]), tmp_path / "out", without_passes=["attention"])
+
+
+@pytest.mark.parametrize("failing", ["fusions", "attention", "rows"])
+def test_a_pass_that_does_not_fit_a_third_partys_graph_costs_itself_alone(
+    failing: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out and named; the others are applied, each once, and the answers are the file's own."""
+    from mlm_infer.export import serving
+
+    calls: list[str] = []
+
+    def counted(name: str, function: str) -> None:
+        true = getattr(serving, function)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            found = true(*arguments, **options)
+            if name == failing and (name != "rows" or "all_logits" in arguments[2]):
+                raise KeyError(name)
+            return found
+
+        monkeypatch.setattr(serving, function, call)
+
+    for name, function in (("fusions", "fuse"), ("attention", "fuse_attention"), ("rows", "move_rows_up")):
+        counted(name, function)
+    plain = tmp_path / "plain"
+    Checkpoint(str(tiny["bert"])).to_onnx(plain)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(tiny["bert"] / file, plain)
+    steps: list[str] = []
+    report = export_bundle(str(plain / "model.onnx"), tmp_path / "out", on_step=steps.append)
+    assert [step for step in steps if step.startswith("leaving out")] == [
+        f"leaving out the pass {failing}, which does not fit this graph"
+    ]
+    details = read_manifest(tmp_path / "out").models["fp32"].details
+    assert bool(details["fusions"].get("LayerNormalization")) == (failing != "fusions")
+    assert bool(details["fusions"].get("MultiHeadAttention")) == (failing != "attention")
+    assert (details["nodes_at_masks"] > 10) == (failing != "rows"), details
+    assert calls.count("fusions") == calls.count("attention") == 1
+    assert max(case.score_difference for case in report.cases) < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
