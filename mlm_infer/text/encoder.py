@@ -4,6 +4,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,6 +27,9 @@ __all__ = [
 
 MASK_SPELLINGS = ("[MASK]", "<mask>")
 """Ways to write a mask that every model takes, whatever its own mask token is."""
+
+_REMEMBERED = 1 << 16
+"""Tokens of which the text is kept."""
 
 _LONG = 10_000
 """Characters of a text that takes milliseconds to tokenize."""
@@ -107,6 +111,8 @@ class TextEncoder:
         self._manifest = manifest
         self.vocabulary = Vocabulary(self._tokenizer, manifest.vocab_size)
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
+        # Each prediction asks twice, and the same words are predicted again and again.
+        self._text_of_one = lru_cache(maxsize=_REMEMBERED)(lambda token_id: self._text_of([token_id]))
         self._masks = re.compile("|".join(map(re.escape, spellings)))
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
@@ -305,6 +311,9 @@ class TextEncoder:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Return what tokens in a row read as, without the marker of the first."""
+        return self._text_of_one(ids[0]) if len(ids) == 1 else self._text_of(ids)
+
+    def _text_of(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False).strip()
         return text.removeprefix(self.vocabulary.word_piece) if self.vocabulary.word_piece else text
 

@@ -128,11 +128,12 @@ class Vocabulary:
         self._special = {each["id"] for each in content.get("added_tokens", []) if each.get("special")}
         # Asked for again and again with the same words; ten thousand of them take longer to look up than to score.
         self.find_targets = lru_cache(maxsize=16)(self._find_targets)
+        self._spelling = lru_cache(maxsize=1 << 16)(lambda token_id: tokenizer.id_to_token(token_id) or "")
         self.permitted = lru_cache(maxsize=16)(self._permitted)
 
     def token(self, token_id: int) -> str:
         """Return a token as the vocabulary spells it; an id beyond the vocabulary gives an empty string."""
-        return self._tokenizer.id_to_token(token_id) or ""
+        return self._spelling(token_id)
 
     @_computed_once
     def ids(self) -> dict[str, int]:
