@@ -38,7 +38,7 @@ test-cpus: $(STAMP)  ## Run int8 on emulated processors: AVX2, no AVX, arm64 (ne
 gpu-wheel: $(STAMP)  ## Test what onnxruntime-gpu does where there is no GPU (downloads 250 MB)
 	python -m pytest -q -m gpu_wheel
 
-soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (half an hour)
+soak: $(STAMP)  ## Run threads, memory, fuzzing, kills and faults in full (an hour)
 	python -m pytest -q -s -m soak tests
 
 lint: $(STAMP)  ## Check style and types
