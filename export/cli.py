@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
 from mlm_infer.errors import InputError
 from mlm_infer.locate.cache import STEP_END
 from mlm_infer.runtime.cpu import CpuKind
@@ -29,7 +30,7 @@ __all__ = ["main"]
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(PRECISIONS),
     help="Of the ONNX model: fp16 is for CUDA, int8 for the CPU; repeat it for more than one.  [default: fp32]",
 )
 @click.option("--quantize", is_flag=True, help="Add int8 to these.")
@@ -37,7 +38,7 @@ __all__ = ["main"]
     "--format",
     "formats",
     multiple=True,
-    type=click.Choice(["onnx", "torchscript"]),
+    type=click.Choice(BACKENDS),
     default=["onnx"],
     show_default=True,
     help="torchscript serves with torch alone, in fp32; PyTorch calls it deprecated. Repeat it for both.",

@@ -8,9 +8,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-__all__ = ["OUTPUTS", "add_constant", "add_node", "add_serving_head", "clean", "constant_of"]
+from mlm_infer.bundle.interface import OUTPUTS
 
-OUTPUTS = ("top_ids", "top_logprobs", "candidate_logprobs", "logits", "log_normalizer")
+__all__ = ["add_constant", "add_node", "add_serving_head", "clean", "constant_of"]
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
@@ -52,13 +52,8 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
 def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node]:
     """Turn `logits` over all positions into answers at chosen rows.
 
-    Adds the inputs `mask_positions` [batch, slots] (flat indices into batch * length; a text with fewer masks
-    than others repeats one), `mask_rows` [rows] (those of batch * slots that are masks), `k` [1] and
-    `candidates` [rows, n], and replaces the outputs by
-
-    * `top_ids`, `top_logprobs` [rows, k]: the k best tokens of each row, best first;
-    * `candidate_logprobs` [rows, n]: the log-probabilities of given ids;
-    * `logits` [rows, vocabulary] and `log_normalizer` [rows, 1]: the whole row, fetched when asked for.
+    Adds the inputs `mask_positions`, `mask_rows`, `k` and `candidates`, and replaces the outputs by those that
+    `mlm_infer.bundle.interface` describes.
 
     The log of the sum of exponentials is the largest logit less the logarithm of its softmax: ONNX
     Runtime's Softmax is vectorized, its ReduceLogSumExp is not.

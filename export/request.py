@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
 from mlm_infer.errors import InputError
-from mlm_infer.runtime.backend import BACKENDS
 
 from .int8 import Budget
 from .serving import PASSES
 from .source import Source
 
 __all__ = ["ExportRequest"]
-
-_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class ExportRequest:
     overwrite: bool
 
     def __post_init__(self) -> None:
-        _check_choice("precisions", self.precisions, _PRECISIONS)
+        _check_choice("precisions", self.precisions, PRECISIONS)
         _check_choice("formats", self.formats, BACKENDS)
         if "onnx" not in self.formats and set(self.precisions) != {"fp32"}:
             raise InputError(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import ExportError, MlmInferError
 
 from .attention import fuse_attention
@@ -21,7 +22,6 @@ from .graph import add_serving_head, clean
 from .rows import flat_rows, move_rows_up, text_rows
 from .run_model import copy_model, open_model
 from .shapes import Shape, observe_shapes
-from .to_onnx import ENCODER_INPUTS
 
 __all__ = ["PASSES", "PassError", "ServingGraph", "build_serving_graph"]
 

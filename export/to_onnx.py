@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import ExportError, ModelError, first_line
 
-__all__ = ["ENCODER_INPUTS", "optimum_export"]
+__all__ = ["OPSET", "optimum_export"]
 
 OPSET = 18
-ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _LEFT_OUT = frozenset(["global_attention_mask"])
 """Inputs that Optimum offers and transformers leaves out when it fills masks."""
 _TRACED_LENGTH = 13

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import ExportError, first_line
 from mlm_infer.shared.masked_rows import head_at_rows
 
@@ -15,7 +16,7 @@ from .batches import Batch
 
 __all__ = ["TORCHSCRIPT_INPUTS", "torchscript_export"]
 
-TORCHSCRIPT_INPUTS = ("input_ids", "attention_mask")
+TORCHSCRIPT_INPUTS = ENCODER_INPUTS[:2]
 """What the encoder takes; token types are zeros for every text, as they are when left out."""
 
 _TRACED_LENGTH = 17

@@ -17,6 +17,7 @@ from .errors import (
     MlmInferError,
     ModelError,
     OutputExistsError,
+    TextError,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "Prediction",
     "RankResult",
     "ScoreResult",
+    "TextError",
     "TokenScore",
 ]
 

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Sequence
 from numbers import Real
 
-from .errors import InputError
+from .errors import InputError, TextError
 
 __all__ = [
     "MOST_CHARACTERS",
@@ -87,15 +87,16 @@ def check_flag(name: str, value: object) -> None:
 def check_length(name: str, text: str) -> None:
     """Raise InputError if a part of an argument is too long to be tokenized."""
     if len(text) > MOST_CHARACTERS:
-        raise InputError(
-            f"{name} has {len(text):,} characters, and may have at most {MOST_CHARACTERS:,}; shorten it: {shown(text)}"
+        raise TextError(
+            name, f"has {len(text):,} characters, and may have at most {MOST_CHARACTERS:,}; shorten it: {shown(text)}"
         )
 
 
 def check_copies(name: str, text: str, copies: int) -> None:
-    """Raise InputError where an answer, each of whose sequences holds the whole text, would not fit into memory."""
+    """Raise TextError where an answer, each of whose sequences holds the whole text, would not fit into memory."""
     if copies * len(text) > _MOST_COPIED:
-        raise InputError(
-            f"{name} has {len(text):,} characters, and its answer would hold it {copies:,} times, which is more than "
-            f"{_MOST_COPIED:,} characters; cut the text into several, or ask for fewer answers: {shown(text)}"
+        raise TextError(
+            name,
+            f"has {len(text):,} characters, and its answer would hold it {copies:,} times, which is more than "
+            f"{_MOST_COPIED:,} characters; cut the text into several, or ask for fewer answers: {shown(text)}",
         )

@@ -10,6 +10,7 @@ __all__ = [
     "MlmInferError",
     "ModelError",
     "OutputExistsError",
+    "TextError",
     "first_line",
 ]
 
@@ -34,6 +35,31 @@ class InputError(MlmInferError, ValueError):
     """A wrong argument, or a text that cannot be filled. A ValueError, as in the transformers pipeline."""
 
     exit_code = 2
+
+
+class TextError(InputError):
+    """A text that cannot be used, among others perhaps.
+
+    Args:
+        subject: Which text it is, such as `the text` or `text 3 of 5`.
+        problem: What is wrong with it.
+
+    Attributes:
+        subject: As given; the message is the two together.
+        problem: As given.
+    """
+
+    def __init__(self, subject: str, problem: str) -> None:
+        # Both arguments go to the base, so that the error can be pickled.
+        super().__init__(subject, problem)
+        self.subject, self.problem = subject, problem
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.subject} {self.problem}".splitlines())
+
+    def named(self, subject: str) -> "TextError":
+        """Return the same error under another name for the text, such as a file and a line of it."""
+        return TextError(subject, self.problem)
 
 
 class OutputExistsError(MlmInferError, FileExistsError):

@@ -70,7 +70,7 @@ def test_wrong_line_of_a_file(tmp_path: Path) -> None:
     done = run("--input", path, "--json")
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 1
-    assert f"{path}, line 2: the text has no mask" in done.stderr
+    assert f"{path}, line 2 has no mask" in done.stderr
     path.write_bytes(b"caf\xe9 [MASK]\n")
     done = run("--input", path)
     assert done.returncode == 1

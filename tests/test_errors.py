@@ -1,7 +1,10 @@
-"""What is made of the errors of other libraries."""
+"""What is made of the errors of other libraries, and the error of one text among many."""
+
+import pickle
 
 import pytest
 
+from mlm_infer import InputError, MaskFiller, TextError
 from mlm_infer.errors import first_line
 
 
@@ -17,3 +20,14 @@ from mlm_infer.errors import first_line
 def test_first_line(error: Exception, line: str) -> None:
     """An error that says nothing has its kind for a line."""
     assert first_line(error) == line
+
+
+def test_a_text_error_says_which_text_and_can_be_renamed_and_pickled() -> None:
+    """Whoever reads texts from a file knows them by another name than their number in a call."""
+    with pytest.raises(TextError, match=r"^text 1 of 2 has no mask") as caught:
+        MaskFiller().fill_batch(["A [MASK].", "None\nhere."])
+    error = caught.value
+    assert isinstance(error, InputError)
+    assert str(error.named("a.txt, line 7")) == f"a.txt, line 7 {error.problem}"
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (type(again), str(again), again.subject) == (TextError, str(error), "text 1 of 2")

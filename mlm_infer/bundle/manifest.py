@@ -11,7 +11,6 @@ from typing import Any
 from mlm_infer.errors import BundleError
 
 __all__ = [
-    "HOST_INPUTS",
     "MANIFEST",
     "SCHEMA",
     "TOKENIZER",
@@ -33,9 +32,6 @@ MANIFEST = "mlm_infer.json"
 TOKENIZER = "tokenizer.json"
 TORCHSCRIPT = "torchscript"
 """Name among a bundle's models of the one that torch runs; the others are precisions that ONNX Runtime runs."""
-
-HOST_INPUTS = ("k",)
-"""Inputs of a model that are read on the host, whatever the device."""
 
 SCHEMA = 2
 

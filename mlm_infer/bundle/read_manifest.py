@@ -9,12 +9,12 @@ from typing import Any
 
 from mlm_infer.errors import BundleError
 
+from .interface import ENCODER_INPUTS
 from .manifest import MANIFEST, SCHEMA, TOKENIZER, KnownAnswer, Manifest, ModelFile, StoredFile
 
 __all__ = ["read_manifest"]
 
 _LARGEST = 16 << 20
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_IDS = 2**31
@@ -107,8 +107,8 @@ def _parse(values: Mapping[str, Any]) -> Manifest:
     _check(bool(models), "models", {}, "at least one model")
     _check(TOKENIZER in files, "files", sorted(files), f"with {TOKENIZER}")
     inputs = _get(values, "inputs", list)
-    known = "input_ids" in inputs and all(inputs.count(each) == 1 and each in _INPUTS for each in inputs)
-    _check(known, "inputs", inputs, f"input_ids and others of {', '.join(_INPUTS)}")
+    known = "input_ids" in inputs and all(inputs.count(each) == 1 and each in ENCODER_INPUTS for each in inputs)
+    _check(known, "inputs", inputs, f"input_ids and others of {', '.join(ENCODER_INPUTS)}")
     source = _get(values, "source", dict)
     _check(str(source.get("model", "")).isprintable(), "source.model", source.get("model"), "a printable text")
     versions = _get(values, "created_with", dict)

@@ -12,7 +12,6 @@ import click
 from mlm_infer.errors import DataError, InputError
 from mlm_infer.shared.command import command_errors
 from mlm_infer.shared.tables import format_table, without_controls
-from mlm_infer.tasks.chunks import chunked
 
 from .read_texts import ReadText, read_lines, read_texts
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from mlm_infer.text.encoder import LongText
 
 __all__ = ["main"]
-
-_CHUNK = 256
 
 
 @click.command()
@@ -92,6 +89,8 @@ def main(
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
     from mlm_infer.filler import MaskFiller
 
+    from .answers import answer_texts
+
     options: FillKeywords = {
         "top_k": top_k,
         "targets": _words(targets),
@@ -113,10 +112,12 @@ def main(
     total = _count(texts, paths, column)
     bar: ProgressBar[int]
     with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
-        for chunk in chunked(lines, _CHUNK, lambda read: len(read.text)):
-            for result in _fill(filler, chunk, options):
-                click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
-            bar.update(len(chunk))
+        for read, result in answer_texts(filler, lines, options):
+            if isinstance(result, InputError):
+                # A wrong argument is wrong usage; a wrong line of a file is wrong data.
+                raise DataError(str(result)) if read.place else result
+            click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
+            bar.update(1)
 
 
 def _words(given: Sequence[str]) -> list[str] | None:
@@ -155,26 +156,6 @@ def _to_file(
     rate = "" if resume else f" ({done / (time.perf_counter() - started):.0f} a second)"
     errors = f", {wrong} of them with an error instead of predictions" if wrong else ""
     click.echo(f"written: {output}, {done} texts{errors}{rate}", err=True)
-
-
-def _fill(filler: "MaskFiller", chunk: list[ReadText], options: "FillKeywords") -> "Iterator[FillResult]":
-    """Yield the results of a chunk; where a text is wrong, those before it come first, then its error."""
-    try:
-        if not any(read.wrong for read in chunk):
-            yield from filler.fill_batch([read.text for read in chunk], **options)
-            return
-    except InputError:
-        pass
-    for read in chunk:
-        if read.wrong:
-            raise DataError(read.wrong)
-        try:
-            result = filler.fill(read.text, **options)
-        except InputError as error:
-            if not read.place:
-                raise
-            raise DataError(f"{read.place}: {error}") from error
-        yield result
 
 
 def _lines(texts: Sequence[str], paths: Sequence[Path], column: str) -> Iterator[ReadText]:

@@ -1,7 +1,6 @@
 """A file of texts in, a file of results out: in order, in bounded memory, and to be taken up again where it stopped."""
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 from mlm_infer.errors import InputError
 from mlm_infer.filler import MaskFiller
 from mlm_infer.options import FillKeywords
-from mlm_infer.results import FillResult
 from mlm_infer.tasks.chunks import chunked
 from mlm_infer.text.vocabulary import is_text
 
+from .answers import answer_texts
 from .fill_job import FillJob
 from .read_texts import ReadText, pyarrow_parquet, read_texts
 
@@ -91,12 +90,10 @@ def _write_rows(
     on_text(done)
     number = 0
     with job.part.open("a", encoding="utf-8") as rows:
-        for number, (read, result) in enumerate(_answers(filler, texts, options), 1):
+        for number, (read, result) in enumerate(answer_texts(filler, texts, options), 1):
             if isinstance(result, InputError):
                 wrong += 1
-                # The stream counts from where it was taken up; a person counts from the top of the file.
-                error = read.wrong or str(result).replace(f"text {number - 1}", read.place, 1)
-                rows.write(_to_line({"text": read.text, "error": error}))
+                rows.write(_to_line({"text": read.text, "error": str(result)}))
             else:
                 rows.write(_to_line(result.to_dict()))
             if number % _FLUSH_EVERY == 0:
@@ -110,22 +107,6 @@ def _to_line(row: Mapping[str, Any]) -> str:
     line = json.dumps(row, ensure_ascii=False)
     # Half a surrogate pair, which JSON may hold, is written as JSON writes it.
     return (line if is_text(line) else json.dumps(row)) + "\n"
-
-
-def _answers(
-    filler: MaskFiller, texts: Iterator[ReadText], options: FillKeywords
-) -> Iterator[tuple[ReadText, FillResult | InputError]]:
-    """Put each result with what was read: an error holds neither the text nor its place."""
-    pending: deque[ReadText] = deque()
-
-    def remembered() -> Iterator[str]:
-        for read in texts:
-            pending.append(read)
-            # What could not be read keeps its place among the results as an empty text, which is an error as well.
-            yield "" if read.wrong else read.text
-
-    for result in filler.fill_stream(remembered(), on_error="return", **options):
-        yield pending.popleft(), result
 
 
 def _identity(filler: MaskFiller, column: str, options: FillKeywords) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
+from mlm_infer.bundle.interface import PRECISIONS
 from mlm_infer.bundle.manifest import MANIFEST, TOKENIZER, Manifest
 from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.errors import BundleError, DependencyError, ExportError, InputError
@@ -19,7 +20,6 @@ __all__ = ["locate"]
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_SETTINGS = ("*.json", "*.txt", "*.model")
-_PRECISIONS = ("fp32", "fp16", "int8")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _SAFE_WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
 """Where one of these is there, transformers loads no others."""
@@ -57,7 +57,7 @@ def locate(
     if revision is not None and not (isinstance(revision, str) and revision):
         raise InputError(f"revision is {revision!r}; give a branch, tag or commit of the Hub, or None")
     if not isinstance(precision, str):
-        raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(_PRECISIONS)}")
+        raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(PRECISIONS)}")
     if not isinstance(local_files_only, bool):
         raise InputError(f"local_files_only is {local_files_only!r}; it must be True or False")
     if path.exists() or not isinstance(model, str) or not is_hub_id(model):
@@ -165,8 +165,8 @@ def _from_onnx(path: Path, precision: str) -> tuple[Path, Manifest]:
 
 
 def _from_checkpoint(folder: Path, names: Iterable[str], precision: str, backend: str) -> tuple[Path, Manifest]:
-    if precision not in ("auto", *_PRECISIONS):
-        raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(_PRECISIONS)}")
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(PRECISIONS)}")
     if not can_export():
         raise DependencyError(
             f"{folder} is a PyTorch checkpoint, which has to be exported: pip install 'mlm-infer[export]' to have it "

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.bundle.manifest import TOKENIZER, ForeignManifest, ModelFile
 from mlm_infer.errors import BundleError, ModelError
 from mlm_infer.text.tokenizer import SafeTokenizer
@@ -95,7 +96,7 @@ def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
         vocab_size=_number(folder, config, "vocab_size", tokenizer.get_vocab_size()),
         max_length=_max_length(folder, config, settings, pad_id),
         clean_up_spaces=settings.get("clean_up_tokenization_spaces") is True,
-        inputs=("input_ids", "attention_mask", "token_type_ids"),
+        inputs=ENCODER_INPUTS,
         models=models,
         parity={},
         files={},

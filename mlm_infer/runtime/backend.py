@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from mlm_infer.bundle.graph_scan import check_graph
+from mlm_infer.bundle.interface import BACKENDS
 from mlm_infer.bundle.manifest import TORCHSCRIPT, ForeignManifest, Manifest, ModelFile, unchanged
 from mlm_infer.checks import shown
 from mlm_infer.errors import DeviceError, InputError
@@ -16,12 +17,9 @@ from mlm_infer.errors import DeviceError, InputError
 from .cpu import cpu_kind, multiplies_bytes
 from .plain_export import EveryPosition
 
-__all__ = ["BACKENDS", "Backend", "BackendType", "backend_type", "open_backend"]
+__all__ = ["Backend", "BackendType", "backend_type", "open_backend"]
 
 logger = logging.getLogger(__name__)
-
-BACKENDS = ("onnx", "torchscript")
-"""What a bundle's models can be run with: ONNX Runtime, the only one that is taken unasked, and torch."""
 
 _RIGHT = ModelFile("")
 _FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlm_infer.bundle.manifest import HOST_INPUTS
+from mlm_infer.bundle.interface import HOST_INPUTS
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import BundleError, ModelError
 
 from .best import best_of
@@ -34,7 +35,7 @@ class EveryPosition:
         self._path = path
         self.provider = self._session.provider
         inputs = self._session.inputs
-        strange = set(inputs) - {"input_ids", "attention_mask", "token_type_ids"}
+        strange = set(inputs) - set(ENCODER_INPUTS)
         if "input_ids" not in inputs or strange:
             raise ModelError(f"{path} takes the inputs {', '.join(inputs)}, which a text alone does not give")
         fixed = [name for name, shape in inputs.items() if any(isinstance(each, int) for each in shape)]

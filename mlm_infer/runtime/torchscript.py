@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlm_infer.bundle.manifest import HOST_INPUTS
+from mlm_infer.bundle.interface import HOST_INPUTS
 from mlm_infer.errors import BundleError, DependencyError, DeviceError, first_line
 
 from .forks import generation

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from mlm_infer.bundle.manifest import Manifest
 from mlm_infer.checks import MOST_CHARACTERS, check_choice, check_copies, shown
-from mlm_infer.errors import BundleError, InputError
+from mlm_infer.errors import BundleError, InputError, TextError
 
 from .tokenizer import SafeTokenizer
 from .vocabulary import NO_TEXT, Vocabulary, is_text
@@ -154,18 +154,19 @@ class TextEncoder:
                 found.append(wrong)
         return found
 
-    def _check(self, text: object, name: str) -> InputError | None:
+    def _check(self, text: object, name: str) -> TextError | None:
         if not isinstance(text, str):
-            return InputError(f"{name} is a {type(text).__name__}, {shown(text)}; give strings")
+            return TextError(name, f"is a {type(text).__name__}, {shown(text)}; give strings")
         if not text or text.isspace():
-            return InputError(f"{name} is empty; write a sentence with {self._manifest.mask_token} in it")
+            return TextError(name, f"is empty; write a sentence with {self._manifest.mask_token} in it")
         if len(text) > MOST_CHARACTERS:
-            return InputError(
-                f"{name} has {len(text):,} characters, and a text may have at most {MOST_CHARACTERS:,}; cut it into "
-                f"several: {text[:40]!r}"
+            return TextError(
+                name,
+                f"has {len(text):,} characters, and a text may have at most {MOST_CHARACTERS:,}; cut it into "
+                f"several: {text[:40]!r}",
             )
         if not is_text(text):
-            return InputError(f"{name} {NO_TEXT}: {shown(text)}")
+            return TextError(name, f"{NO_TEXT}: {shown(text)}")
         return None
 
     def _ids(self, plain: list[str]) -> Iterator[list[int]]:
@@ -201,11 +202,12 @@ class TextEncoder:
         manifest, spans = self._manifest, self.mask_spans(text)
         positions = tuple(index for index, token in enumerate(ids) if token == manifest.mask_id)
         if not positions:
-            raise InputError(f"{name} has no mask; write {manifest.mask_token} where a word is missing: {shown(text)}")
+            raise TextError(name, f"has no mask; write {manifest.mask_token} where a word is missing: {shown(text)}")
         if len(positions) != len(spans):
-            raise InputError(
-                f"{name} has {len(spans)} masks, its tokens {len(positions)}; "
-                f"put spaces around {manifest.mask_token}: {shown(text)}"
+            raise TextError(
+                name,
+                f"has {len(spans)} masks, its tokens {len(positions)}; "
+                f"put spaces around {manifest.mask_token}: {shown(text)}",
             )
         if len(ids) > manifest.max_length and long_text != "window":
             raise self._too_long(text, name, len(ids), long_text)
@@ -250,18 +252,18 @@ class TextEncoder:
         if error is not None:
             raise error
         if self._masks.search(text):
-            raise InputError(f"{name} has a mask; score takes complete texts, fill completes one: {shown(text)}")
+            raise TextError(name, f"has a mask; score takes complete texts, fill completes one: {shown(text)}")
         whole = self._whole(text, text)
         if len(whole.ids) == whole.head + whole.tail:
-            raise InputError(f"{name} holds nothing that is a token of this model: {shown(text)}")
+            raise TextError(name, f"holds nothing that is a token of this model: {shown(text)}")
         if long_text == "error" and len(whole.ids) > self._manifest.max_length:
             raise self._too_long(text, name, len(whole.ids), long_text)
         return whole
 
-    def _too_long(self, text: str, name: str, tokens: int, long_text: LongText | None) -> InputError:
+    def _too_long(self, text: str, name: str, tokens: int, long_text: LongText | None) -> TextError:
         advice = "shorten it" if long_text is None else "shorten it, or take long_text='window' (--long-text window)"
-        return InputError(
-            f"{name} has {tokens} tokens, this model takes at most {self._manifest.max_length}; {advice}: {shown(text)}"
+        return TextError(
+            name, f"has {tokens} tokens, this model takes at most {self._manifest.max_length}; {advice}: {shown(text)}"
         )
 
     def _whole(self, plain: str, text: str) -> WholeText:
