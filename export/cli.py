@@ -11,7 +11,6 @@ import click
 
 from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
 from mlm_infer.errors import InputError
-from mlm_infer.locate.cache import STEP_END
 from mlm_infer.runtime.cpu import CpuKind
 from mlm_infer.shared.command import command_errors
 
@@ -116,7 +115,7 @@ def export(
 def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
     """Give what tells of steps and of progress: a bar over the whole with the steps above it, on a terminal."""
     if not sys.stderr.isatty():
-        yield lambda text: click.echo(text + STEP_END, err=True), lambda _share: None
+        yield lambda text: click.echo(f"{text} ...", err=True), lambda _share: None
         return
     from tqdm import tqdm
 
@@ -126,7 +125,7 @@ def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
             bar.n = 100 * share
             bar.refresh()
 
-        yield lambda text: tqdm.write(text + STEP_END, file=sys.stderr), show
+        yield lambda text: tqdm.write(f"{text} ...", file=sys.stderr), show
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

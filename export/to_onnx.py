@@ -1,7 +1,5 @@
 """From a PyTorch checkpoint to the ONNX graph that Optimum exports."""
 
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +7,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import ExportError, ModelError, first_line
+from mlm_infer.shared.quiet import quiet
 
 __all__ = ["OPSET", "optimum_export"]
 
@@ -64,11 +62,7 @@ def optimum_export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Seque
     wanted = {"input_ids", "attention_mask", *tokenizer_inputs} & set(ENCODER_INPUTS)
     inputs = {name: axes for name, axes in plain.inputs.items() if name in wanted}
     narrowed = type("TextOnnxConfig", (type(plain),), {"inputs": inputs})(model.config, task="fill-mask")
-    # Optimum and the tracer report at length what is no concern of a user.
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("optimum").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _traceable_windows():
-        warnings.simplefilter("ignore")
+    with quiet("transformers", "optimum"), _traceable_windows():
         try:
             onnx_export_from_model(
                 model,

@@ -1,16 +1,15 @@
 """From a PyTorch checkpoint to the TorchScript file that serves, with the inputs and outputs of the serving graph."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import ExportError, first_line
 from mlm_infer.shared.masked_rows import head_at_rows
+from mlm_infer.shared.quiet import quiet
 
 from .batches import Batch
 
@@ -71,11 +70,9 @@ def torchscript_export(model: PreTrainedModel, batch: Batch, path: Path) -> None
     """
     ids, mask = (torch.from_numpy(each[:, :_TRACED_LENGTH]) for each in (batch.input_ids, batch.attention_mask))
     rows = torch.arange(len(ids)) * ids.shape[1] + 1
-    # Tracing asks for attributes that transformers then reports on.
-    transformers_logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        # Deprecation, and each number in the model's code that the trace keeps; parity tells whether it may.
-        warnings.simplefilter("ignore")
+    # Tracing is deprecated, asks for attributes that transformers then reports on, and keeps numbers of the model's
+    # code; parity tells whether it may.
+    with quiet("transformers"):
         try:
             traced = torch.jit.trace(_LogitsAtRows(model), (ids, mask, rows), check_trace=False)
             for module in traced.modules():

@@ -101,10 +101,16 @@ def test_plain_export_runs_as_it_is(name: str, file: str, precision: str, export
     assert by_file.fill(texts[0]) == filler.fill(texts[0])
 
 
+@pytest.fixture(scope="module")
+def bundle(bundles: dict[str, Path]) -> MaskFiller:
+    """The bundle of the real model, made before any test takes the exporting packages away."""
+    return MaskFiller(bundles["base"], precision="fp32")
+
+
 @pytest.mark.usefixtures("alone")
-def test_every_method_on_a_plain_export(exports: dict[str, Path], bundles: dict[str, Path]) -> None:
+def test_every_method_on_a_plain_export(exports: dict[str, Path], bundle: MaskFiller) -> None:
     """As a bundle of the same model answers."""
-    plain, bundle = MaskFiller(exports["base"]), MaskFiller(bundles["base"], precision="fp32")
+    plain = MaskFiller(exports["base"])
     calls: list[Callable[[MaskFiller], list[float]]] = [
         lambda f: [each.logprob for each in f.rank(LINE, ["good", "very good", "zebra"]).masks[0]],
         lambda f: [each.logprob for each in f.infill("A [MASK:1-2] film and a [MASK].", top_k=3)],

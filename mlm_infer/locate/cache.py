@@ -3,12 +3,14 @@
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +18,10 @@ from mlm_infer.bundle.manifest import SCHEMA, Manifest, check_all, hash_file
 from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.errors import BundleError, ExportError
 
-__all__ = ["CACHE_VARIABLE", "STEP_END", "cache_folder", "can_export", "export_once"]
+__all__ = ["CACHE_VARIABLE", "cache_folder", "can_export", "export_once"]
 
 CACHE_VARIABLE = "MLM_INFER_CACHE"
 """Environment variable that names another cache folder."""
-
-STEP_END = " ..."
-"""How a line of `mlm-export` ends that tells a step."""
 
 _PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "filelock")
 
@@ -40,7 +39,7 @@ def can_export() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _PACKAGES)
 
 
-def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> tuple[Path, Manifest]:
+def export_once(model: Path, files: Iterable[Path], arguments: Mapping[str, Sequence[str]]) -> tuple[Path, Manifest]:
     """Return the bundle that `mlm-export` makes of a model, from the cache if the same files were exported before.
 
     The export runs in a process of its own, so that torch is never loaded into this one; its steps are shown on
@@ -49,7 +48,7 @@ def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> t
     Args:
         model: What to export: a folder or an ONNX file.
         files: All that the bundle depends on.
-        options: Of `mlm-export`.
+        arguments: Of `export_bundle`, besides model and output.
 
     Returns:
         The bundle, all of whose files have been checked, and its manifest.
@@ -58,14 +57,14 @@ def export_once(model: Path, files: Iterable[Path], options: Sequence[str]) -> t
         BundleError: The cache folder cannot be written, or others can write to it.
         ExportError: The export failed.
     """
-    entry = cache_folder() / f"{_name(model)}-{_key(files, options)}"
+    entry = cache_folder() / f"{_name(model)}-{_key(files, arguments)}"
     try:
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         manifest = _read(entry)
         if manifest is None:
             with _alone(entry, model):
                 # Another process may have made it meanwhile.
-                manifest = _read(entry) or _make(model, entry, options)
+                manifest = _read(entry) or _make(model, entry, arguments)
     except OSError as error:
         raise BundleError(
             f"the cache folder {entry.parent} cannot be written ({error.strerror}): set {CACHE_VARIABLE} to another, "
@@ -91,31 +90,39 @@ def _alone(entry: Path, model: Path) -> Iterator[None]:
         lock.release()
 
 
-def _make(model: Path, entry: Path, options: Sequence[str]) -> Manifest:
+def _make(model: Path, entry: Path, arguments: Mapping[str, Sequence[str]]) -> Manifest:
     shutil.rmtree(entry, ignore_errors=True)
     _say(f"exporting {model}, this once; it is kept in {entry}")
-    _export(model, entry, options)
+    _export(model, entry, arguments)
     entry.chmod(0o700)
     return check_all(entry, read_manifest(entry))
 
 
-def _export(model: Path, entry: Path, options: Sequence[str]) -> None:
-    command = [sys.executable, "-P", "-m", "mlm_infer.export", str(model), str(entry), *options]
-    last = ""
-    with subprocess.Popen(  # noqa: S603
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
-    ) as process:
-        assert process.stderr is not None  # noqa: S101
+def _export(model: Path, entry: Path, arguments: Mapping[str, Sequence[str]]) -> None:
+    module = "mlm_infer.export.first_use"
+    command = [sys.executable, "-P", "-m", module, str(model), str(entry), json.dumps(arguments)]
+    event: dict[str, str] = {}
+    # What libraries write to stderr is kept, unread unless the process ends without a word of its own.
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, encoding="utf-8"
+        ) as process,
+    ):
+        assert process.stdout is not None  # noqa: S101
         try:
-            for line in process.stderr:
-                last = line.strip() or last
-                if last.endswith(STEP_END):
-                    _say(last)
+            for line in process.stdout:
+                event = json.loads(line)
+                if "step" in event:
+                    _say(f"{event['step']} ...")
         except BaseException:
             process.terminate()
             raise
-    if process.returncode:
-        raise ExportError(f"cannot export {model}: {last.removeprefix('error: ')}")
+        if process.wait() == 0:
+            return
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+    raise ExportError(f"cannot export {model}: {event.get('error') or last or f'it ended with {process.returncode}'}")
 
 
 def _say(text: str) -> None:
@@ -135,10 +142,10 @@ def _name(model: Path) -> str:
     return folder.name.removeprefix("models--")
 
 
-def _key(files: Iterable[Path], options: Sequence[str]) -> str:
-    """Return a name for what an export depends on: its input, its options, and the exporting code."""
+def _key(files: Iterable[Path], arguments: Mapping[str, Sequence[str]]) -> str:
+    """Return a name for what an export depends on: its input, its arguments, and the exporting code."""
     digest = hashlib.sha256()
-    for part in (importlib.metadata.version("mlm-infer"), str(SCHEMA), *options):
+    for part in (importlib.metadata.version("mlm-infer"), str(SCHEMA), json.dumps(arguments, sort_keys=True)):
         digest.update(part.encode() + b"\0")
     for path in sorted(files):
         digest.update(f"{path.name}\0{hash_file(path).sha256}\0".encode())

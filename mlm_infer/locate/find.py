@@ -158,7 +158,7 @@ def _from_onnx(path: Path, precision: str) -> tuple[Path, Manifest]:
     if can_export():
         files = [folder / each for each in settings_files(_names(folder), name)]
         try:
-            return export_once(path, files, ["--precision", named])
+            return export_once(path, files, {"precisions": [named]})
         except (BundleError, ExportError) as error:
             logger.warning("%s; it runs as it is, which is slower", error)
     return folder, manifest
@@ -172,6 +172,6 @@ def _from_checkpoint(folder: Path, names: Iterable[str], precision: str, backend
             f"{folder} is a PyTorch checkpoint, which has to be exported: pip install 'mlm-infer[export]' to have it "
             f"done on first use, or where that is installed: mlm-export {folder} OUT"
         )
-    options = ["--format", "torchscript"] if backend == "torchscript" else []
-    options += ["--precision", precision] if precision != "auto" else []
-    return export_once(folder, _files_of_export(folder, names), options)
+    arguments = {"formats": ["torchscript"]} if backend == "torchscript" else {}
+    arguments |= {"precisions": [precision]} if precision != "auto" else {}
+    return export_once(folder, _files_of_export(folder, names), arguments)

@@ -13,7 +13,7 @@ import click
 
 from mlm_infer.errors import MlmInferError
 
-__all__ = ["command_errors"]
+__all__ = ["command_errors", "message_of"]
 
 P = ParamSpec("P")
 
@@ -30,7 +30,7 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
         try:
             function(*args, **kwargs)
         except MlmInferError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {message_of(error)}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
@@ -40,10 +40,17 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
             sys.stdout = None
             sys.exit(0)
         except OSError as error:
-            click.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+            click.echo(f"error: {message_of(error)}", err=True)
             sys.exit(1)
 
     return run
+
+
+def message_of(error: MlmInferError | OSError) -> str:
+    """Return what is shown of an error: one line, with the file where the operating system names one."""
+    if isinstance(error, MlmInferError):
+        return str(error)
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
 def _open_closed_streams() -> None:
