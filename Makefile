@@ -48,7 +48,7 @@ lint: $(STAMP)  ## Check style and types
 
 bench: $(STAMP)  ## Measure against the transformers pipeline and other engines (an hour: a model is trained first)
 	python tools/trained_model.py .work/trained
-	python -m mlm_infer.benchmarks --trained .work/trained
+	python -m mlm_infer.benchmarks.peers --trained .work/trained
 
 wheel-check: $(STAMP)  ## Install the wheel with [cpu] alone into an empty environment and fill a mask there
 	bash tools/wheel_check.sh

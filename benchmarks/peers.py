@@ -1,97 +1,148 @@
-"""Getting every engine its model, and the engines whose versions clash an environment of their own."""
+"""`python -m mlm_infer.benchmarks.peers`: this package and its peers, measured side by side."""
 
-import subprocess
+import datetime
+import importlib.metadata
+import json
+import shlex
 import sys
-import venv
 from pathlib import Path
+from typing import Any, Literal
 
-from .shapes import SHAPES, make_checkpoint
+import click
 
-__all__ = ["OPENVINO", "prepare"]
+from mlm_infer.errors import DeviceError, InputError
+from mlm_infer.shared.command import command_errors
 
-OPENVINO = ("torch==2.13.0", "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0")
-_QUANTIZE = """
-import sys
-from optimum.onnxruntime import ORTModelForMaskedLM, ORTQuantizer
-from optimum.onnxruntime.configuration import AutoQuantizationConfig
-source, plain, small = sys.argv[1:]
-ORTModelForMaskedLM.from_pretrained(source, export=True).save_pretrained(plain)
-config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
-ORTQuantizer.from_pretrained(plain).quantize(save_dir=small, quantization_config=config)
-"""
-_OPENVINO = """
-import sys
-from optimum.intel import OVModelForMaskedLM, OVWeightQuantizationConfig
-source, plain, small = sys.argv[1:]
-OVModelForMaskedLM.from_pretrained(source, export=True, load_in_8bit=False, compile=False).save_pretrained(plain)
-options = {"quantization_config": OVWeightQuantizationConfig(bits=8), "compile": False}
-OVModelForMaskedLM.from_pretrained(source, export=True, **options).save_pretrained(small)
-"""
+HERE = Path(__file__).parent
 
 
-def openvino_python(work: Path) -> Path:
-    """Return the interpreter of an environment with OpenVINO, made on first use."""
-    folder = work / "openvino-environment"
-    python = folder / "bin/python"
-    if not (folder / "ready").exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *OPENVINO], check=True)  # noqa: S603
-        # optimum-intel brings a torchvision that is built for another torch, and transformers imports it if it can.
-        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)  # noqa: S603
-        (folder / "ready").touch()
-    return python
+@click.command()
+@click.option("--shape", "shapes", multiple=True, default=["distilroberta"], show_default=True, help="Repeat for more.")
+@click.option("--engine", "engines", multiple=True, help="Only these; the pipeline always runs.  [default: all]")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What all engines run on."
+)
+@click.option("--avx2", is_flag=True, help="Measure with AVX2 alone as well, on a processor that has more.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
+@click.option("--sentences", default=2000, show_default=True, help="Sentences in bulk.")
+@click.option("--trained", help="Folder of a trained checkpoint, to measure each engine's quality on.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path(".work/benchmarks"), show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write.  [default: benchmarks/results/DATE.json]"
+)
+@command_errors
+def main(
+    shapes: tuple[str, ...],
+    engines: tuple[str, ...],
+    device: Literal["cpu", "cuda"],
+    avx2: bool,
+    threads: int,
+    singles: int,
+    sentences: int,
+    trained: str | None,
+    work: Path,
+    output: Path | None,
+) -> None:
+    """Measure this package and its peers side by side, and write figures, a table and a chart."""
+    from mlm_infer import MaskFiller
+    from mlm_infer.runtime.cpu import cpu_kind, cpu_name
+
+    from .avx2 import avx2_environment
+    from .compare import Machine, Worker, bulk_texts, compare_quality, compare_shape, machine_peak, texts_of_length
+    from .prepare import OPENVINO, prepare
+    from .report import markdown, save_chart
+    from .worker import ON_DEVICE
+
+    held = ON_DEVICE[device]
+    strange = [name for name in engines if name not in held]
+    if strange:
+        raise InputError(f"on {device} there is no engine {strange[0]!r}; there are {', '.join(held)}")
+    if avx2 and (device == "cuda" or not cpu_kind().startswith("avx512")):
+        raise InputError(f"--avx2 is for a processor that has more, and this is {cpu_kind()}; leave it out")
+    machines = [Machine("", cpu_kind(), {})]
+    if avx2:
+        machines.append(Machine(", AVX2", "avx2", avx2_environment(work / "avx2")))
+    gpu = _cuda_name() if device == "cuda" else None
+    chosen = [name for name in held if not engines or name in engines or name == "transformers pipeline"]
+    peak = machine_peak(threads)
+    results: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": shlex.join(["python", "-m", "mlm_infer.benchmarks.peers", *sys.argv[1:]]),
+        "cpu": cpu_name(),
+        "gpu": gpu,
+        "threads": threads,
+        "int8_peak_gmacs": peak,
+        "versions": _versions() | {"openvino": OPENVINO[2].partition("==")[2]},
+        "shapes": {},
+        "derived": {},
+        "quality": {},
+    }
+    for shape in shapes:
+        _say(f"{shape}: making models")
+        paths, pythons = prepare(shape, work, chosen, device)
+        with MaskFiller(paths["bundle"]) as filler:
+            mask = filler.info.mask_token
+            latency = {
+                length: texts_of_length(filler.count_tokens, mask, length, singles)
+                for length in (25, 128)
+                if length <= filler.info.max_length
+            }
+            bulk = bulk_texts(mask, sentences)
+            tokens = sum(filler.count_tokens(text) for text in bulk)
+        with Worker.start_all(pythons, paths, threads, machines) as workers:
+            found = compare_shape(workers, latency, bulk, _say)
+        results["shapes"][shape] = found
+        if "mlm-infer int8" in found:
+            needed = _multiply_adds(Path(paths["checkpoint"]), tokens, len(bulk)) / peak / 1e9
+            taken = len(bulk) / found["mlm-infer int8"]["bulk"]["texts_per_second"]
+            results["derived"][shape] = {"tokens": tokens, "int8_peak_share": needed / taken}
+    if trained:
+        _say(f"quality on {trained}: making models")
+        paths, pythons = prepare(trained, work, chosen, device)
+        with MaskFiller(paths["bundle"]) as filler:
+            unseen = bulk_texts(filler.info.mask_token, 500, "validation")
+        with Worker.start_all(pythons, paths, threads, machines) as workers:
+            results["quality"] = compare_quality(workers, unseen)
+    output = output or HERE / "results" / f"{results['date']}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+    save_chart(results, output.with_suffix(".png"))
+    click.echo(markdown(results))
+    _say(f"written: {output}, with a table (.md) and a chart (.png) beside it")
 
 
-def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[dict[str, str], dict[str, Path]]:
-    """Make the models that the engines need.
+def _cuda_name() -> str:
+    """Return the name of the GPU; refuse a machine on which an engine would take the CPU instead."""
+    import torch
 
-    Args:
-        model: A name of `benchmarks.shapes.SHAPES`, or the folder of a trained checkpoint.
-        work: Where models and environments are kept from run to run.
-        engines: Names of `benchmarks.worker.ENGINES`.
-        device: `cpu` or `cuda`.
+    from mlm_infer.runtime.ort_session import Session
 
-    Returns:
-        Paths and device for the worker, and the interpreter of each engine.
-    """
-    from mlm_infer.export import Budget, export_bundle
-
-    from mlm_infer.bundle.manifest import TORCHSCRIPT
-    from mlm_infer.bundle.read_manifest import read_manifest
-
-    models = work / Path(model).name
-    names = ("checkpoint", "bundle", "optimum", "optimum_int8", "openvino", "openvino_int8")
-    paths = {name: models / name for name in names}
-    if device == "cuda":
-        paths["bundle"] = models / "bundle_cuda"
-    if model in SHAPES:
-        make_checkpoint(model, paths["checkpoint"])
-        # Random weights have no answers to keep, so the budget on them is void.
-        budget = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
-    else:
-        paths["checkpoint"] = Path(model)
-        budget = Budget()
-    if not paths["bundle"].exists() or TORCHSCRIPT not in read_manifest(paths["bundle"]).models:
-        export_bundle(
-            str(paths["checkpoint"]),
-            paths["bundle"],
-            precisions=["fp32", "int8" if device == "cpu" else "fp16"],
-            formats=["onnx", "torchscript"],
-            budget=budget,
-            overwrite=True,
-        )
-    arguments = [str(paths["checkpoint"])]
-    if any(engine.startswith("optimum") for engine in engines) and not paths["optimum_int8"].exists():
-        _run(Path(sys.executable), _QUANTIZE, [*arguments, str(paths["optimum"]), str(paths["optimum_int8"])])
-    pythons = {engine: Path(sys.executable) for engine in engines}
-    vino = [engine for engine in engines if engine.startswith("OpenVINO")]
-    if vino:
-        python = openvino_python(work)
-        pythons |= dict.fromkeys(vino, python)
-        if not paths["openvino_int8"].exists():
-            _run(python, _OPENVINO, [*arguments, str(paths["openvino"]), str(paths["openvino_int8"])])
-    return {name: str(path) for name, path in paths.items()} | {"device": device}, pythons
+    why_not = Session.why_no_cuda()
+    if why_not or not torch.cuda.is_available():
+        raise DeviceError(f"--device cuda: {why_not or 'torch finds no CUDA device; see nvidia-smi'}")
+    return torch.cuda.get_device_name()
 
 
-def _run(python: Path, code: str, arguments: list[str]) -> None:
-    subprocess.run([python, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+def _multiply_adds(checkpoint: Path, tokens: int, rows: int) -> float:
+    """Return what the dense layers need: keys and values of the last layer at every token, the rest at the masks."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    width = config.get("hidden_size") or config["dim"]
+    layers = config.get("num_hidden_layers") or config["n_layers"]
+    everywhere = (layers - 1) * 12 * width**2 + 2 * width**2
+    at_masks = 10 * width**2 + width**2 + width * config["vocab_size"]
+    return float(tokens * everywhere + rows * at_masks)
+
+
+def _versions() -> dict[str, str]:
+    names = ("mlm-infer", "onnxruntime", "torch", "transformers", "optimum-onnx", "tokenizers")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    main()

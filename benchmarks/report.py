@@ -14,7 +14,7 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
     """Return the results as Markdown: tables for each shape, and what they were measured on.
 
     Args:
-        results: What `python -m mlm_infer.benchmarks` wrote.
+        results: What `python -m mlm_infer.benchmarks.peers` wrote.
         shapes: Only these, and of each the first table alone.
     """
     threads = f"{results['threads']} thread{'s' if results['threads'] > 1 else ''}"
@@ -112,7 +112,7 @@ def save_chart(results: Mapping[str, Any], path: Path) -> None:
     """Draw how many times as fast as the transformers pipeline each engine is.
 
     Args:
-        results: What `python -m mlm_infer.benchmarks` wrote.
+        results: What `python -m mlm_infer.benchmarks.peers` wrote.
         path: PNG or SVG file to write.
     """
     from matplotlib.figure import Figure

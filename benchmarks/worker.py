@@ -1,6 +1,6 @@
 """One engine in a process of its own: reads requests from stdin, answers with times on stdout, a JSON line each.
 
-Runs in whatever environment has the engine, so it imports nothing of this package unless the engine is ours.
+Runs in whatever environment has the engine, so it imports this package only for the engines that need it.
 """
 
 import importlib.metadata
@@ -57,42 +57,33 @@ def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) ->
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+    from mlm_infer.shared.masked_rows import masked_logits
+
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(paths["checkpoint"])
     device = paths["device"]
     model = AutoModelForMaskedLM.from_pretrained(paths["checkpoint"], torchscript=script).eval().to(device)
-    rows = torch.zeros(1, dtype=torch.long, device=device)
-
-    def keep(_module: Any, _inputs: Any, output: Any) -> Any:
-        chosen = output[0].reshape(-1, output[0].shape[-1])[rows].unsqueeze(0)
-        if isinstance(output, tuple):
-            return (chosen, *output[1:])
-        output.last_hidden_state = chosen
-        return output
-
-    run: Any = model
+    traced: Any = None
     if script:
         example = tokenizer(["a b c d", "a b"], return_tensors="pt", padding=True).to(device)
-        run = torch.jit.trace(model, (example["input_ids"], example["attention_mask"]))
-    else:
-        model.base_model.register_forward_hook(keep)
+        traced = torch.jit.trace(model, (example["input_ids"], example["attention_mask"]))
 
     @torch.inference_mode()
     def fill(texts: list[str], batch: int) -> list[list[int]]:
-        nonlocal rows
         found: list[list[int]] = []
         for start in range(0, len(texts), batch):
             inputs = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True).to(device)
             rows = (inputs["input_ids"].reshape(-1) == tokenizer.mask_token_id).nonzero().squeeze(1)
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
             if script:
-                logits = run(inputs["input_ids"], inputs["attention_mask"])[0]
+                logits = traced(ids, mask)[0]
                 logits = logits.reshape(-1, logits.shape[-1])[rows]
             else:
-                logits = run(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
+                logits = masked_logits(model, ids, mask, rows, fast=True)
             best = torch.log_softmax(logits, -1).topk(5)
-            for ids, _ in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-                [tokenizer.decode([each]) for each in ids]
-                found.append(ids)
+            for tokens, _ in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                [tokenizer.decode([each]) for each in tokens]
+                found.append(tokens)
         return found
 
     return fill

@@ -15,7 +15,7 @@ ENGINES = ("mlm-infer int8", "mlm-infer fp32", "transformers pipeline", "torch, 
 def results(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of a short run on the real small checkpoint, for speed and for quality."""
     folder = tmp_path_factory.mktemp("benchmark")
-    command = [sys.executable, "-m", "mlm_infer.benchmarks", "--shape", str(base), "--trained", str(base)]
+    command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", "--shape", str(base), "--trained", str(base)]
     for engine in ENGINES:
         command += ["--engine", engine]
     command += ["--singles", "2", "--sentences", "64", "--work", str(folder), "--output", str(folder / "found.json")]
@@ -66,7 +66,7 @@ def test_engines_that_a_device_lacks(options: list[str], status: int, message: s
     """One line before anything is made; CUDA is never a CPU in disguise."""
     if options == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU; tests/test_gpu.py runs on it")
-    command = [sys.executable, "-m", "mlm_infer.benchmarks", *options, "--work", str(tmp_path / "work")]
+    command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", *options, "--work", str(tmp_path / "work")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(message)

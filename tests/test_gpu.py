@@ -67,7 +67,7 @@ def test_choices(torch_bundles: dict[str, Path]) -> None:
 def test_benchmark_on_cuda(base: Path, tmp_path: Path) -> None:
     """Every engine that runs on a GPU is measured there and agrees with the pipeline."""
     output = tmp_path / "found.json"
-    command = [sys.executable, "-m", "mlm_infer.benchmarks", "--device", "cuda", "--shape", str(base)]
+    command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", "--device", "cuda", "--shape", str(base)]
     command += ["--trained", str(base), "--singles", "2", "--sentences", "64"]
     subprocess.run([*command, "--work", str(tmp_path), "--output", str(output)], check=True, capture_output=True)
     found = json.loads(output.read_text(encoding="utf-8"))

@@ -96,7 +96,7 @@ def test_imports_go_one_way() -> None:
                     continue
                 first, _, rest = name.partition(".")
                 assert first not in PARTS, f"{path} imports {name} by its folder"
-                if first == "mlm_infer" and folder != "benchmarks":
+                if first == "mlm_infer":
                     assert rest.partition(".")[0] not in PARTS, f"{path} imports {name}"
 
 
