@@ -10,7 +10,7 @@ from .bundle.read_manifest import read_manifest
 from .errors import BundleError
 from .filler import open_named
 from .runtime.cpu import multiplies_bytes
-from .shared.tables import format_table
+from .shared.tables import format_table, without_controls
 
 __all__ = ["BundleDescription", "ModelDescription", "describe_bundle", "verify_bundle"]
 
@@ -68,13 +68,14 @@ class BundleDescription:
 
     def text(self) -> str:
         """Return the description for a person, without what would speak to a terminal."""
-        revision = f", revision {_printable(self.revision)}" if self.revision else ""
+        revision = f", revision {without_controls(self.revision)}" if self.revision else ""
         rows = [
             [
                 precision,
                 f"{model.bytes / 1e6:.1f}",
-                _printable(model.cpu or "any"),
-                ", ".join(f"{count} {_printable(scheme)}" for scheme, count in model.layers.items()) or "not quantized",
+                without_controls(model.cpu or "any"),
+                ", ".join(f"{count} {without_controls(scheme)}" for scheme, count in model.layers.items())
+                or "not quantized",
                 "-" if model.top1 is None else f"{model.top1:.1%}",
                 "-" if model.perplexity_change is None else f"{model.perplexity_change:+.2%}",
                 str(model.known_answers),
@@ -90,14 +91,9 @@ class BundleDescription:
                 format_table(header, rows),
                 "",
                 f"schema {self.schema}; made with "
-                + ", ".join(f"{_printable(name)} {version}" for name, version in self.created_with.items()),
+                + ", ".join(f"{without_controls(name)} {version}" for name, version in self.created_with.items()),
             ]
         )
-
-
-def _printable(text: str) -> str:
-    """Write out what a terminal would obey: a manifest is anybody's. Its other fields are printable when read."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def describe_bundle(folder: Path) -> BundleDescription:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 __all__ = ["format_table", "without_controls"]
 
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Control characters, line separators, and what overrides the direction of writing.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def without_controls(text: str) -> str:
-    """Write out the characters that a terminal would obey, such as a model's token may hold."""
+    """Write out the characters that a terminal would obey, which a token or a manifest of anybody's may hold."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
