@@ -69,13 +69,13 @@ class BundleDescription:
     def text(self) -> str:
         """Return the description for a person, without what would speak to a terminal."""
         revision = f", revision {without_controls(self.revision)}" if self.revision else ""
+        shown = without_controls
         rows = [
             [
                 precision,
                 f"{model.bytes / 1e6:.1f}",
-                without_controls(model.cpu or "any"),
-                ", ".join(f"{count} {without_controls(scheme)}" for scheme, count in model.layers.items())
-                or "not quantized",
+                shown(model.cpu or "any"),
+                ", ".join(f"{count} {shown(scheme)}" for scheme, count in model.layers.items()) or "not quantized",
                 "-" if model.top1 is None else f"{model.top1:.1%}",
                 "-" if model.perplexity_change is None else f"{model.perplexity_change:+.2%}",
                 str(model.known_answers),
@@ -91,7 +91,7 @@ class BundleDescription:
                 format_table(header, rows),
                 "",
                 f"schema {self.schema}; made with "
-                + ", ".join(f"{without_controls(name)} {version}" for name, version in self.created_with.items()),
+                + ", ".join(f"{shown(name)} {version}" for name, version in self.created_with.items()),
             ]
         )
 

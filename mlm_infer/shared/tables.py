@@ -6,8 +6,8 @@ from collections.abc import Sequence
 __all__ = ["format_table", "without_controls"]
 
 
-# Control characters, line separators, and what overrides the direction of writing.
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Control characters, line separators, what overrides the direction of writing, and halves of surrogate pairs.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_controls(text: str) -> str:
