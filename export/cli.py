@@ -15,6 +15,7 @@ from mlm_infer.runtime.cpu import CpuKind
 from mlm_infer.shared.command import command_errors
 
 from .bundle_commands import info, verify
+from .exporters import EXPORTERS, ExporterName
 
 __all__ = ["main"]
 
@@ -58,6 +59,11 @@ __all__ = ["main"]
 )
 @click.option("--strict", is_flag=True, help="Fail rather than take further columns or fp32 for layers to meet these.")
 @click.option("--no-pass", "without", multiple=True, help="Leave a graph pass out: fusions, attention or rows.")
+@click.option(
+    "--exporter",
+    type=click.Choice(EXPORTERS),
+    help="What makes the graph of a checkpoint.  [default: what fits the installed transformers]",
+)
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison with PyTorch as JSON.")
 @click.version_option(package_name="mlm-infer")
@@ -74,6 +80,7 @@ def export(
     min_agreement: float | None,
     strict: bool,
     without: tuple[str, ...],
+    exporter: ExporterName | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -100,6 +107,7 @@ def export(
             budget=Budget(max_perplexity_increase, min_agreement, strict),
             calibration_data=calibration_data,
             without_passes=without,
+            exporter=exporter,
             overwrite=force,
             on_step=say,
             on_progress=show,

@@ -46,7 +46,7 @@ class ExportJob:
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
         progress.begin("load", f"loading {request.model}")
         self._request, self._progress = request, progress
-        self._source = open_source(request.model)
+        self._source = open_source(request.model, request.exporter)
         self._tokenizer = self._source.tokenizer
         self._plain = plain_tokenizer(self._tokenizer)
         request.check_source(self._source)
@@ -92,7 +92,9 @@ class ExportJob:
 
     def _build_graph(self, work: Path) -> ServingGraph:
         foreign = self._source.foreign
-        self._progress.begin("graph", "reading the graph" if foreign else "exporting through Optimum")
+        self._progress.begin(
+            "graph", f"{'reading the graph of' if foreign else 'exporting with'} {self._source.exporter}"
+        )
         exported = self._source.to_onnx(work / "plain")
         self._progress.begin("passes", "building the serving graph")
         serving = build_serving_graph(
@@ -185,7 +187,7 @@ class ExportJob:
         sizes = {name: sum(files[each].bytes for each in model.names) for name, model in self._models.items()}
         report = ParityReport(cases, sizes, target)
         manifest = Manifest(
-            source=source.describe(),
+            source=source.describe() | {"exporter": source.exporter},
             architecture=source.architecture,
             mask_token=tokenizer.mask_token,
             mask_id=tokenizer.mask_token_id,
@@ -232,6 +234,7 @@ def _versions() -> dict[str, str]:
         "torch",
         "transformers",
         "optimum-onnx",
+        "onnxscript",
         "onnx",
         "onnx-ir",
         "onnxruntime",

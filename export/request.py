@@ -7,6 +7,7 @@ from pathlib import Path
 from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
 from mlm_infer.errors import InputError
 
+from .exporters import EXPORTERS, ExporterName
 from .int8 import Budget
 from .serving import PASSES
 from .source import Source
@@ -30,10 +31,14 @@ class ExportRequest:
     calibration_data: Path | None
     without_passes: Sequence[str]
     overwrite: bool
+    exporter: ExporterName | None = None
 
     def __post_init__(self) -> None:
         _check_choice("precisions", self.precisions, PRECISIONS)
         _check_choice("formats", self.formats, BACKENDS)
+        if self.exporter not in (None, *EXPORTERS):
+            known = ", ".join(map(repr, EXPORTERS))
+            raise InputError(f"exporter is {self.exporter!r}; it must be None or one of {known}")
         if "onnx" not in self.formats and set(self.precisions) != {"fp32"}:
             raise InputError(
                 f"precisions is {tuple(self.precisions)!r}, but TorchScript is fp32; add the format 'onnx'"
@@ -55,6 +60,8 @@ class ExportRequest:
         """
         if not source.foreign:
             return
+        if self.exporter is not None:
+            raise InputError(f"exporter is {self.exporter!r}, and {self.model} is an ONNX file, exported already")
         if "torchscript" in self.formats:
             raise InputError(
                 f"TorchScript is traced from a checkpoint, and {self.model} is an ONNX file; take the format 'onnx'"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlm_infer.shared.folders import check_output
 
+from .exporters import ExporterName
 from .int8 import Budget
 from .job import ExportJob
 from .parity import ParityReport
@@ -25,6 +26,7 @@ def export_bundle(
     budget: Budget | None = None,
     calibration_data: str | os.PathLike[str] | None = None,
     without_passes: Sequence[str] = (),
+    exporter: ExporterName | None = None,
     overwrite: bool = False,
     on_step: Callable[[str], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -44,6 +46,8 @@ def export_bundle(
         calibration_data: UTF-8 text for int8, one text a line; None takes the built-in movie reviews, or text that
             the model writes by itself where its vocabulary is not made for them.
         without_passes: Graph passes to leave out, among `fusions`, `attention` and `rows`.
+        exporter: `optimum`, which works with transformers below 4.58, or `transformers`, its own from 5.13 on; None
+            takes the one that fits the installed version.
         overwrite: Replace an output folder that exists, once the new one is complete: an empty one, or one that holds
             what this package wrote and nothing else, and lies apart from what is read.
         on_step: Called with a line of text as each step begins.
@@ -59,6 +63,7 @@ def export_bundle(
         ExportError: The fp32 answers are much further from those in fp64 than PyTorch's own, or int8 or fp16 cannot
             meet the budget, or int8 would not be much smaller than fp32.
         DataError: The calibration text cannot be read, is too short, or in another alphabet.
+        DependencyError: No exporter is installed that works with this transformers.
         InputError: A precision or format is not known, or TorchScript alone is asked for in another than fp32.
     """
     request = ExportRequest(
@@ -70,6 +75,7 @@ def export_bundle(
         calibration_data=None if calibration_data is None else Path(calibration_data),
         without_passes=without_passes,
         overwrite=overwrite,
+        exporter=exporter,
     )
     check_output(request.output, overwrite=overwrite, sources=request.sources)
     stages = [*(["onnx"] if "onnx" in request.formats else []), *request.precisions, *request.formats]

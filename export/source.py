@@ -21,8 +21,8 @@ from mlm_infer.runtime.ort_session import Session
 from mlm_infer.shared.checkpoint import max_length, open_checkpoint
 from mlm_infer.shared.masked_rows import masked_logits, rows_are_exact
 
+from .exporters import OPSET, ExporterName, choose_exporter
 from .fp64 import in_fp64
-from .to_onnx import OPSET, optimum_export
 
 __all__ = ["Checkpoint", "OnnxFile", "Source", "open_source"]
 
@@ -40,6 +40,7 @@ class Source(Protocol):
         longest: Most tokens that it takes, special ones included.
         pad_id: Its padding id.
         foreign: Whether the graph is not of this package's making, so that a pass may not fit it.
+        exporter: What made the graph, or makes it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -49,6 +50,7 @@ class Source(Protocol):
     longest: int
     pad_id: int
     foreign: bool
+    exporter: str
 
     def to_onnx(self, folder: Path) -> Path:
         """Write a graph into the folder that gives `logits` at every position."""
@@ -85,15 +87,17 @@ class Checkpoint:
 
     Args:
         model: Hub id or folder.
+        exporter: What makes its graph; None takes what fits the installed transformers.
 
     Raises:
         ModelError: It is no masked language model, or its head has no weights.
+        DependencyError: The exporter is not installed, or does not work with this transformers.
     """
 
     precision = "fp32"
     foreign = False
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, exporter: ExporterName | None = None) -> None:
         folder = Path(model).expanduser()
         if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             files = [*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")]
@@ -103,6 +107,8 @@ class Checkpoint:
                 raise ModelError(
                     f"{model} holds an ONNX export and no checkpoint; name the file: mlm-export {file} OUT"
                 )
+        self._exporter = choose_exporter(exporter)
+        self.exporter: str = self._exporter.name
         self.model, self.tokenizer, missing = open_checkpoint(model, attention="eager")
         if missing:
             raise ModelError(
@@ -120,8 +126,8 @@ class Checkpoint:
         self.pad_id = int(own if own is not None else self.tokenizer.pad_token_id or 0)
 
     def to_onnx(self, folder: Path) -> Path:
-        """Export through Optimum."""
-        return optimum_export(self.model, folder, self.tokenizer.model_input_names)
+        """Export with the exporter that was chosen."""
+        return self._exporter.export(self.model, folder, self.tokenizer.model_input_names)
 
     @torch.inference_mode()
     def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
@@ -202,6 +208,8 @@ class OnnxFile:
                 f"transformers cannot load the tokenizer of {self._folder}: {first_line(error)}"
             ) from error
         self._session = Session(path, kind="cpu", serving=False)
+        made = onnx.load(str(path), load_external_data=False)
+        self.exporter = f"{made.producer_name} {made.producer_version}".strip() or "an unnamed program"
         self._exact: ReferenceEvaluator | None = None
         self.architecture = known.architecture
         self.vocabulary = known.vocab_size
@@ -266,10 +274,10 @@ class OnnxFile:
         }
 
 
-def open_source(model: str) -> Checkpoint | OnnxFile:
-    """Open a Hub id, the folder of a checkpoint, or an ONNX file."""
+def open_source(model: str, exporter: ExporterName | None = None) -> Checkpoint | OnnxFile:
+    """Open a Hub id, the folder of a checkpoint, or an ONNX file; the exporter is for the first two."""
     path = Path(model).expanduser()
-    return OnnxFile(path) if path.suffix == ".onnx" and path.is_file() else Checkpoint(model)
+    return OnnxFile(path) if path.suffix == ".onnx" and path.is_file() else Checkpoint(model, exporter)
 
 
 def _named(folder: Path) -> tuple[str, str | None]:

@@ -1,5 +1,7 @@
 """Opening a PyTorch checkpoint for training or export. The run time never calls this: it has no torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,13 +37,15 @@ def open_checkpoint(
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{model} is no checkpoint: it holds no config.json")
     try:
-        loaded, info = AutoModelForMaskedLM.from_pretrained(
-            model,
-            output_loading_info=True,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=False,
-        )
+        # A bar for reading files that are on the disk already; that of the download is huggingface-hub's.
+        with _no_bars():
+            loaded, info = AutoModelForMaskedLM.from_pretrained(
+                model,
+                output_loading_info=True,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                trust_remote_code=False,
+            )
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except ImportError as error:
         raise DependencyError(
@@ -58,6 +62,19 @@ def open_checkpoint(
             f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only {embeddings} embeddings"
         )
     return loaded, tokenizer, sorted(info["missing_keys"])
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:

@@ -1,4 +1,4 @@
-"""From a PyTorch checkpoint to the ONNX graph that Optimum exports."""
+"""The exporter of optimum-onnx, which works with transformers below 4.58."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,33 +12,27 @@ from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import ExportError, ModelError, first_line
 from mlm_infer.shared.quiet import quiet
 
-__all__ = ["OPSET", "optimum_export"]
+from .exporters import OPSET, ExporterName, refuse_inputs, text_inputs
 
-OPSET = 18
+__all__ = ["Optimum"]
+
 _LEFT_OUT = frozenset(["global_attention_mask"])
 """Inputs that Optimum offers and transformers leaves out when it fills masks."""
 _TRACED_LENGTH = 13
 """Odd, so that a model which pads to a multiple of its window is seen to pad."""
 
 
-def optimum_export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str]) -> Path:
-    """Export a model through Optimum, logits at every position.
+class Optimum:
+    """Exports through `optimum.exporters.onnx`."""
 
-    The graph takes what the tokenizer gives and no more: to XLM token types are word embeddings, and zeros
-    would add that of token 0 to every token.
+    name: ExporterName = "optimum"
 
-    Args:
-        model: A masked language model.
-        folder: Where to write.
-        tokenizer_inputs: `model_input_names` of its tokenizer.
+    def export(self, model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str]) -> Path:
+        """Export a model; see `Exporter`."""
+        return _export(model, folder, tokenizer_inputs)
 
-    Returns:
-        Path of the ONNX file.
 
-    Raises:
-        ModelError: Optimum does not export this architecture for fill-mask, or text alone is not enough for it.
-        ExportError: The export failed.
-    """
+def _export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str]) -> Path:
     from optimum.exporters.onnx import onnx_export_from_model
     from optimum.exporters.tasks import TasksManager
 
@@ -52,14 +46,9 @@ def optimum_export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Seque
         "onnx", model, task="fill-mask", library_name="transformers"
     )
     plain = constructor(model.config)
-    strange = set(plain.inputs) - set(ENCODER_INPUTS) - _LEFT_OUT
-    if strange:
-        raise ModelError(
-            f"this {architecture} takes the inputs {', '.join(sorted(strange))}, which a text alone does not give; "
-            "it cannot be exported"
-        )
+    refuse_inputs(architecture, [*(set(plain.inputs) - set(ENCODER_INPUTS) - _LEFT_OUT)])
     _check_segments(model.config)
-    wanted = {"input_ids", "attention_mask", *tokenizer_inputs} & set(ENCODER_INPUTS)
+    wanted = text_inputs(list(plain.inputs), tokenizer_inputs)
     inputs = {name: axes for name, axes in plain.inputs.items() if name in wanted}
     narrowed = type("TextOnnxConfig", (type(plain),), {"inputs": inputs})(model.config, task="fill-mask")
     with quiet("transformers", "optimum"), _traceable_windows():

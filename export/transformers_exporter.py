@@ -1,0 +1,78 @@
+"""The exporter of transformers itself, on torch.export, there since transformers 5.13."""
+
+import inspect
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from transformers import PreTrainedModel
+
+from mlm_infer.errors import ExportError, first_line
+from mlm_infer.shared.quiet import quiet
+
+from .exporters import OPSET, ExporterName, refuse_inputs, text_inputs
+
+__all__ = ["Transformers"]
+
+_BEYOND_TEXT = ("bbox", "pixel_values", "inputs", "spatial_shapes")
+"""Inputs that say of a model that it reads more than text: positions on a page, images."""
+
+_LARGEST_FILE = 1 << 30
+"""Bytes of weights that are written into the graph; protobuf ends at two gigabytes."""
+
+_LENGTHS = (13, 8)
+"""Of the two texts it is traced with: padding, so that no path for texts without any is taken for good."""
+
+
+class Transformers:
+    """Exports through `transformers.exporters`."""
+
+    name: ExporterName = "transformers"
+
+    def export(self, model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str]) -> Path:
+        """Export a model; see `Exporter`."""
+        from transformers.exporters import OnnxConfig, OnnxExporter
+
+        architecture = model.config.model_type
+        taken = list(inspect.signature(model.forward).parameters)
+        refuse_inputs(architecture, [name for name in _BEYOND_TEXT if name in taken])
+        sample = _sample(text_inputs(taken, tokenizer_inputs))
+        auto = torch.export.Dim.AUTO
+        shapes = {name: {0: auto, 1: auto} for name in sample}
+        config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=OPSET)
+        # torch.onnx prints its steps.
+        with quiet("transformers", "torch", "onnxscript", "onnx_ir"), redirect_stdout(io.StringIO()):
+            try:
+                program = OnnxExporter().export(model, sample, config=config).program
+            except Exception as error:  # torch.export raises what the model's own code does under it
+                raise ExportError(
+                    f"transformers could not export this {architecture}: {_reason(error)}; "
+                    "Optimum may, where transformers is below 4.58: pip install 'mlm-infer[optimum]'"
+                ) from error
+        folder.mkdir()
+        path = folder / "model.onnx"
+        large = sum(each.const_value.nbytes for each in program.graph.initializers.values()) > _LARGEST_FILE
+        ir.save(program, path, external_data="model.onnx.data" if large else None)
+        return path
+
+
+def _sample(names: Sequence[str]) -> dict[str, torch.Tensor]:
+    longest = max(_LENGTHS)
+    mask = torch.tensor([[1] * length + [0] * (longest - length) for length in _LENGTHS])
+    values: dict[str, Any] = {
+        "input_ids": torch.arange(longest).repeat(len(_LENGTHS), 1) + 5,
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros_like(mask),
+    }
+    return {name: values[name] for name in names}
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong first: torch.onnx wraps it in a report of many lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)[:300]
