@@ -33,7 +33,7 @@ test-all: $(STAMP)  ## Run all of them: every architecture, trainings, kills, th
 
 test-cpus: $(STAMP)  ## Run int8 on emulated processors: AVX2, no AVX, arm64 (needs root once, to install QEMU)
 	bash tools/emulators.sh .work/arm64
-	python -m pytest -q -m cpus tests/test_cpus.py
+	python -m pytest -q -m cpus tests/runtime/test_emulated.py
 
 gpu-wheel: $(STAMP)  ## Test what onnxruntime-gpu does where there is no GPU (downloads 250 MB)
 	python -m pytest -q -m gpu_wheel

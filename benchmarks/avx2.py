@@ -2,8 +2,8 @@
 
 ONNX Runtime chooses its kernels by what the system says it saves of the AVX-512 registers (the instruction XGETBV).
 A copy of the library in which that instruction answers "none" takes its AVX2 kernels, the very ones that it takes on
-a processor without AVX-512 (tests/test_cpus.py runs them in emulation); torch has a switch for it. What differs from
-a real one is the rest of the processor: clock, caches, memory.
+a processor without AVX-512 (tests/runtime/test_emulated.py runs them in emulation); torch has a switch for it. What
+differs from a real one is the rest of the processor: clock, caches, memory.
 """
 
 import importlib.util

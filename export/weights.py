@@ -4,7 +4,7 @@ Where a processor lacks a dot product for bytes (x86 without VNNI), ONNX Runtime
 input channels in 16 bits, saturating: an unsigned byte of up to 255 times w0 and w1 overflows once |w0 + w1| passes
 128. 7-bit weights avoid that at the price of half the resolution. Here only the sum over each such pair is limited:
 the scale of an output is as fine as its largest pair allows, which is near that of 8 bits, and one file
-gives the same integers on every processor (tests/test_cpus.py).
+gives the same integers on every processor (tests/runtime/test_emulated.py).
 """
 
 from collections.abc import Sequence

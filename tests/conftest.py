@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-# Any word that names no folder may be a model of the Hub; tests/hub_server.py stands in for it where it is wanted.
+from mlm_infer import MaskFiller
+from tests.helpers.paths import ROOT
+
+# Any word that names no folder may be a model of the Hub; helpers/hub_server.py stands in for it where it is wanted.
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -115,8 +117,12 @@ def offline_pipeline() -> Iterator[Any]:
 @pytest.fixture(scope="module", params=["base", "roberta"])
 def pair(request: Any, bundles: dict[str, Path], checkpoints: dict[str, Path]) -> tuple[Any, Any]:
     """A model in fp32, and the same in PyTorch: one real, one with a byte-level vocabulary."""
-    from mlm_infer import MaskFiller
-
-    from .reference import Reference
+    from tests.helpers.reference import Reference
 
     return MaskFiller(bundles[request.param], precision="fp32"), Reference(checkpoints[request.param])
+
+
+@pytest.fixture(scope="module")
+def shipped() -> MaskFiller:
+    """The small model of the package."""
+    return MaskFiller(device="cpu", threads=1)

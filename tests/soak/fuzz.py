@@ -23,7 +23,8 @@ import numpy as np
 from mlm_infer import InputError, MaskFiller, MlmInferError
 from mlm_infer.bundle.manifest import hash_file
 from mlm_infer.results import FillResult
-from tests.hostile import SHIPPED, with_graph, with_tokenizer
+from tests.helpers.hostile import with_graph, with_tokenizer
+from tests.helpers.paths import SHIPPED
 
 from .texts import any_text
 

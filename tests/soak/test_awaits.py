@@ -6,8 +6,8 @@ from random import Random
 from typing import Any
 
 from mlm_infer import AsyncMaskFiller, InputError, MaskFiller
+from tests.helpers.sizes import report, sizes
 
-from .sizes import report, sizes
 from .texts import mixed_texts
 
 _LONGEST = 120

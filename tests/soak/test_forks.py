@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 
-from .sizes import report, sizes
+from tests.helpers.sizes import report, sizes
 
 ENDS = ["", "fill", "batch", "words", "close", "fill,close", "batch,close", "open", "fill,batch,words,open,close"]
 

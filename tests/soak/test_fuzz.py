@@ -4,13 +4,12 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from .sizes import report, sizes
+from tests.helpers.paths import ROOT
+from tests.helpers.sizes import report, sizes
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 _BATCH = 5_000
 _SHARES = {"texts": 0.7, "arguments": 0.2, "bundles": 0.1, "tokenizers": 0.02, "graphs": 0.02}
 

@@ -11,8 +11,7 @@ from transformers import AutoModelForMaskedLM
 
 from mlm_infer import MaskFiller
 from mlm_infer.inspection import verify_bundle
-
-from .sizes import report, sizes
+from tests.helpers.sizes import report, sizes
 
 _TRAIN = "--data movie-reviews --max-train-blocks 64 --max-validation-blocks 16 --block-size 32 --epochs 2"
 

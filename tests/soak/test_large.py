@@ -3,13 +3,12 @@
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from .sizes import report, sizes
+from tests.helpers.paths import ROOT
+from tests.helpers.sizes import report, sizes
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 _MEMORY = 4_000_000_000
 
 ASKED = {

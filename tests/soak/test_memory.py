@@ -3,11 +3,9 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-from .sizes import report, sizes
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.helpers.paths import ROOT
+from tests.helpers.sizes import report, sizes
 
 
 @sizes("count", short=3_000, full=100_000)

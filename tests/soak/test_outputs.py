@@ -12,9 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from mlm_infer.shared.samples import movie_reviews
-from tests.test_folders import RELATIONS, contents
-
-from .sizes import report, sizes
+from tests.helpers.outputs import RELATIONS, contents
+from tests.helpers.sizes import report, sizes
 
 _LIMIT = 120
 """Seconds after which a command counts as hanging."""

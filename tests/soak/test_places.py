@@ -12,8 +12,8 @@ from places import full_disk, read_only
 from mlm_infer import MaskFiller
 from mlm_infer.inspection import verify_bundle
 from mlm_infer.runtime.cpu import _cgroup_quota
-
-from .sizes import report, sizes
+from tests.helpers.paths import SHIPPED
+from tests.helpers.sizes import report, sizes
 
 _TRAIN = "--data movie-reviews --max-train-blocks 64 --max-validation-blocks 16 --block-size 32 --epochs 1"
 _TOO_LITTLE = 160_000
@@ -59,7 +59,7 @@ def test_full_disk(command: str, steps: int, tiny: dict[str, Path], tmp_path: Pa
 def test_read_only_folder(command: str, runs: int, tiny: dict[str, Path], tmp_path: Path) -> None:
     """One line that names the folder; a bundle in such a folder is read all the same."""
     folder = tmp_path / "folder"
-    shutil.copytree(Path(__file__).resolve().parent.parent.parent / "mlm_infer/resources/english-small", folder / "b")
+    shutil.copytree(SHIPPED, folder / "b")
     with read_only(folder) as prepare:
         for _ in range(runs):
             line = commands(tiny["bert"], folder / "out")[command]

@@ -1,0 +1,1 @@
+"""`mlm-bench` and the comparison with other engines."""

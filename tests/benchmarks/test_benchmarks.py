@@ -1,0 +1,85 @@
+"""The benchmark program: what it measures is written, and every engine answers as the pipeline does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ENGINES = ("mlm-infer int8", "mlm-infer fp32", "transformers pipeline", "torch, head at masks", "TorchScript")
+
+
+@pytest.fixture(scope="module")
+def results(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a short run on the real small checkpoint, for speed and for quality."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", "--shape", str(base), "--trained", str(base)]
+    for engine in ENGINES:
+        command += ["--engine", engine]
+    command += ["--singles", "2", "--sentences", "64", "--work", str(folder), "--output", str(folder / "found.json")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "found.json"
+
+
+@pytest.mark.slow
+def test_every_engine_is_measured_and_agrees(results: Path, base: Path) -> None:
+    """fp32 engines give the pipeline's best token on all texts; int8 on most, and the figures are all there."""
+    found = json.loads(results.read_text(encoding="utf-8"))
+    engines = found["shapes"][str(base)]
+    assert tuple(engines) == ENGINES
+    for name, engine in engines.items():
+        assert set(engine["latency_ms"]) == {"25", "128"}
+        assert set(engine["texts_per_second_by_call_size"]) == {"1", "8", "32"}
+        assert engine["installed_mb"] > (500 if "torch" in name or "Torch" in name else 20)
+        assert engine["peak_memory_mb"] > 0
+        quality = found["quality"][name]
+        assert quality["top1"] >= (0.9 if "int8" in name else 0.998), name
+    assert found["quality"]["transformers pipeline"] == {"top1": 1.0, "top5": 1.0}
+    assert engines["mlm-infer int8"]["installed_mb"] < engines["transformers pipeline"]["installed_mb"] / 4
+    assert found["derived"][str(base)]["int8_peak_share"] > 0
+
+
+@pytest.mark.slow
+def test_table_and_chart_stand_beside_the_figures(results: Path, base: Path) -> None:
+    """The table has a row for each engine and the chart is a picture."""
+    table = results.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(table.count(f"{name}** |" if name.startswith("mlm") else f"| {name} |") == 2 for name in ENGINES)
+    assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--device", "cuda"], 1, "error: --device cuda: "),
+        (
+            ["--engine", "mlm-infer fp16"],
+            2,
+            "error: on cpu there is no engine 'mlm-infer fp16'; there are mlm-",
+        ),
+        (["--device", "cuda", "--engine", "OpenVINO"], 2, "error: on cuda there is no engine 'OpenVINO'; there are "),
+    ],
+)
+def test_engines_that_a_device_lacks(options: list[str], status: int, message: str, tmp_path: Path) -> None:
+    """One line before anything is made; CUDA is never a CPU in disguise."""
+    if options == ["--device", "cuda"] and torch.cuda.is_available():
+    command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", *options, "--work", str(tmp_path / "work")]
+        pytest.skip("there is a GPU; tests/runtime/test_gpu.py runs on it")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(message)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
+def test_bench(base: Path, bundles: dict[str, Path]) -> None:
+    """mlm-bench measures every precision of a bundle, and the pipeline beside them on request."""
+    command: list[str | Path] = ["mlm-bench", bundles["base"], "--against", base, "--singles", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)["figures"]
+    assert list(figures) == ["fp32", "int8", "pipeline"]
+    assert all(found["many texts, texts/s"] > 0 for found in figures.values())
+    table = subprocess.run(["mlm-bench", "--singles", "3"], capture_output=True, text=True, check=True).stdout
+    assert "25 tokens p50, ms" in table

@@ -1,0 +1,1 @@
+"""One filler under many threads, processes and awaits, and behind a server."""

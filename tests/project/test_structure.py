@@ -1,0 +1,232 @@
+"""What must always hold: light imports, one direction between packages, the wheel's contents, quick --help."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from configparser import ConfigParser
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "optimum",
+    "datasets",
+    "onnx",
+    "onnx_ir",
+    "accelerate",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running some code."""
+    script = f"{code}\nimport sys, json; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_filling_a_mask_loads_nothing_heavy() -> None:
+    """numpy, tokenizers and onnxruntime are all there is."""
+    loaded = loaded_by("from mlm_infer import MaskFiller; MaskFiller()('A [MASK] film.')")
+    assert {"numpy", "tokenizers", "onnxruntime"} <= loaded
+    assert not loaded & HEAVY
+    third_party = {"numpy", "tokenizers", "onnxruntime", "mlm_infer"}
+    allowed = third_party | set(sys.stdlib_module_names) | loaded_by("import numpy, onnxruntime, tokenizers")
+    assert not {name for name in loaded - allowed if not name.startswith("_")}
+
+
+def test_import_alone_loads_nothing() -> None:
+    """`import mlm_infer` does no work, not even numpy's."""
+    assert not loaded_by("import mlm_infer") & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["mlm_infer.cli.fill_command", "mlm_infer.training.cli", "mlm_infer.export.cli", "mlm_infer.benchmarks.cli"],
+)
+def test_help_comes_before_heavy_imports(module: str) -> None:
+    """`--help` needs click alone."""
+    loaded = loaded_by(f"import runpy, sys\nfrom {module} import main\ntry: main(['--help'])\nexcept SystemExit: pass")
+    assert not loaded & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
+
+
+PARTS = ("training", "export", "benchmarks")
+ROOMS = (
+    ("errors",),
+    ("results", "checks"),
+    ("bundle",),
+    ("text", "runtime"),
+    ("options",),
+    ("tasks", "locate"),
+    ("shared",),
+    ("filler",),
+    ("async_filler", "inspection"),
+    ("cli",),
+)
+"""The modules and folders of the run time from the ground up: each imports from floors below its own, and itself."""
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield what a file imports, as written, and how many dots stand before it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level
+
+
+def test_imports_go_one_way() -> None:
+    """training, export and benchmarks import mlm_infer; it imports none of them, nor they each other."""
+    for folder in ("mlm_infer", *PARTS):
+        for path in (ROOT / folder).rglob("*.py"):
+            for name, level in imports(path):
+                assert level < 2, f"{path} reaches out of its folder"
+                if level:
+                    continue
+                first, _, rest = name.partition(".")
+                assert first not in PARTS, f"{path} imports {name} by its folder"
+                if first == "mlm_infer":
+                    assert rest.partition(".")[0] not in PARTS, f"{path} imports {name}"
+
+
+def run_time_imports() -> Iterator[tuple[Path, str]]:
+    """Yield each import within the run time: the file, and the module without `mlm_infer.`."""
+    home = ROOT / "mlm_infer"
+    for path in home.rglob("*.py"):
+        here = path.relative_to(home).parts[:-1]
+        for name, level in imports(path):
+            if level:
+                yield path, ".".join([*here, name] if name else here)
+            elif name.startswith("mlm_infer."):
+                yield path, name.removeprefix("mlm_infer.")
+
+
+def test_rooms_of_the_run_time_lie_in_floors() -> None:
+    """No arrow goes upwards or sideways, so there is no circle between rooms, and every module has its room."""
+    floors = {name: floor for floor, names in enumerate(ROOMS) for name in names}
+    home = ROOT / "mlm_infer"
+    held = {path.relative_to(home).parts[0].removesuffix(".py") for path in home.rglob("*.py")} - {"__init__"}
+    assert held == set(floors)
+    for path, name in run_time_imports():
+        mine, other = path.relative_to(home).parts[0].removesuffix(".py"), name.partition(".")[0]
+        if mine not in ("__init__", other):
+            assert floors[other] < floors[mine], f"{path} imports {name}, which is not below it"
+
+
+def test_no_circles_within_a_room() -> None:
+    """Modules of a room can be read one after the other."""
+    home = ROOT / "mlm_infer"
+    needs: dict[str, set[str]] = {}
+    for path, name in run_time_imports():
+        mine = ".".join(path.relative_to(home).with_suffix("").parts)
+        needs.setdefault(mine, set()).add(name)
+    # Raises CycleError, which names the circle.
+    assert list(TopologicalSorter(needs).static_order())
+
+
+def test_rooms_are_small_and_packaged() -> None:
+    """At most a dozen modules a room; setuptools would leave out, without a word, one that setup.cfg does not list."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = set(settings["options"]["packages"].split())
+    rooms = [path.parent for path in (ROOT / "mlm_infer").rglob("__init__.py")]
+    found = {".".join(room.relative_to(ROOT).parts) for room in rooms}
+    assert listed == found | {f"mlm_infer.{part}" for part in PARTS}
+    for room in rooms:
+        assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 12, room
+
+
+def test_mapped_folders_are_flat() -> None:
+    """A sub-folder would be left out of the wheel without a warning."""
+    for folder in PARTS:
+        inner = [path.name for path in (ROOT / folder).iterdir() if path.is_dir() and any(path.glob("*.py"))]
+        assert inner == []
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_and_resource(tmp_path: Path) -> None:
+    """What git has of the four packages is what the wheel has."""
+    command: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    # setuptools would take modules that are gone from what it built before.
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mlm_infer/")}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    expected = {name for name in tracked if name.startswith("mlm_infer/")}
+    for folder in ("training", "export", "benchmarks"):
+        kinds = (".py", ".toml")
+        expected |= {f"mlm_infer/{name}" for name in tracked if name.startswith(f"{folder}/") and name.endswith(kinds)}
+    assert held == expected
+    assert wheel.stat().st_size < 12_000_000
+
+
+def modules_of_tests() -> Iterator[tuple[str, Path]]:
+    """Yield the files below tests/ with their dotted names."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), path
+
+
+def test_no_test_module_imports_another() -> None:
+    """What two of them need lies in tests/helpers, or beside them in a file that holds no tests."""
+    tests = {name for name, path in modules_of_tests() if path.name.startswith("test_")}
+    assert len(tests) > 40
+    for here, path in modules_of_tests():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                start = here.split(".")[: -node.level] if node.level else []
+                module = ".".join([*start, *([node.module] if node.module else [])])
+                found = {module, *(f"{module}.{alias.name}" for alias in node.names)}
+            else:
+                continue
+            assert not found & tests, f"{path} imports {found & tests}"
+
+
+def test_rooms_of_the_tests_are_small_and_say_what_is_tested() -> None:
+    """A line in each, at most a dozen files, and none longer than one reads in a sitting."""
+    rooms = {path.parent for _, path in modules_of_tests()}
+    for room in rooms:
+        document = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+        assert document, room
+        assert len(document.splitlines()) == 1, room
+        assert len(list(room.glob("test_*.py"))) <= 12, room
+    for _, path in modules_of_tests():
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 350, path
+
+
+def test_files_of_tests_that_are_named_exist() -> None:
+    """In documents, comments and the Makefile."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    named = {
+        (file, test)
+        for file in tracked
+        if file.endswith((".md", ".py", ".toml", ".cfg", ".sh", "Makefile")) and (ROOT / file).is_file()
+        for test in re.findall(r"\btests/[\w/]*\w\.py\b", (ROOT / file).read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    for file, test in named:
+        assert (ROOT / test).is_file(), f"{file} names {test}"
+
+
+def test_security_document_names_tests_that_exist() -> None:
+    """A promise without its test would be words."""
+    document = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(test_\w+))?`", document)
+    assert len(named) > 40
+    for file, test in named:
+        defined = re.findall(r"^(?:async )?def (test_\w+)", (ROOT / "tests" / file).read_text("utf-8"), re.MULTILINE)
+        assert test in defined if test else defined, f"{file}::{test}"

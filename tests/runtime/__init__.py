@@ -1,0 +1,1 @@
+"""Backends and processors: each gives the same answers."""

