@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-__all__ = ["OUTPUTS", "add_constant", "add_node", "add_serving_head", "clean", "constant_of"]
+__all__ = ["OUTPUTS", "add_constant", "add_node", "add_serving_head", "clean", "constant_of", "forget_shapes"]
 
 OUTPUTS = ("top_ids", "top_logprobs", "candidate_logprobs", "logits", "log_normalizer")
 
@@ -117,6 +117,17 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
     assert first is not None  # noqa: S101
     assert second is not None  # noqa: S101
     return first, second
+
+
+def forget_shapes(graph: ir.Graph) -> None:
+    """Drop the shapes that an exporter noted for the values between inputs and outputs.
+
+    ONNX Runtime takes them at their word when it shares out memory, and they no longer hold once rows are selected.
+    """
+    for node in graph.all_nodes():
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
 
 
 def clean(model: ir.Model) -> None:
