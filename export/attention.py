@@ -17,6 +17,16 @@ __all__ = ["fuse_attention"]
 _HEADS_FIRST = (0, 2, 1, 3)
 _KEYS_TURNED = (0, 2, 3, 1)
 
+_BATCH, _KEYS = -4, -1
+"""Axes of scores, [batch, heads, queries, keys]."""
+
+_ELEMENTWISE = frozenset(
+    ["Add", "And", "Cast", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul"]
+    + ["Not", "Or", "Sub", "Where", "Xor"]
+)
+_REDUCTIONS = frozenset(["ReduceMax", "ReduceMin", "ReduceSum"])
+_MOVES = frozenset(["Cast", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"])
+
 
 @dataclass(slots=True)
 class _Match:
@@ -71,11 +81,11 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
 
 
 def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
-    weights = softmax.outputs[0]
+    weights = _past_guards(softmax.outputs[0], shapes)
     product = _only_user(weights, "MatMul")
     if product is None or product.inputs[0] is not weights:
         return None
-    turned = _only_user(product.outputs[0], "Transpose")
+    turned = _only_user(_past_guards(product.outputs[0], shapes), "Transpose")
     last = _only_user(turned.outputs[0], "Reshape") if turned is not None and _perm(turned) == _HEADS_FIRST else None
     scores = _scores(softmax.inputs[0], shapes)
     if last is None or scores is None:
@@ -98,6 +108,23 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """Return the one node that takes a value, but for what asks for its shape alone."""
     users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def _past_guards(value: ir.Value, shapes: dict[str, Shape]) -> ir.Value:
+    """Step over what puts zeros for a text without a token: no text is, and MultiHeadAttention gives no NaN."""
+    users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
+    choice = next((each for each in users if each.op_type == "Where" and each.inputs[2] is value), None)
+    zero = constant_of(choice.inputs[1]) if choice is not None else None
+    if choice is None or zero is None or zero.any():
+        return value
+    condition = choice.inputs[0]
+    asked = condition.producer() if condition is not None else None
+    if condition is None or asked is None:
+        return value
+    if asked.op_type == "IsNaN":
+        return choice.outputs[0] if asked.inputs[0] is value and set(users) == {choice, asked} else value
+    empty = _varying(condition, shapes) <= {_BATCH} and _sources(condition) == {"attention_mask"}
+    return choice.outputs[0] if empty and users == [choice] else value
 
 
 def _perm(node: ir.Node) -> tuple[int, ...]:
@@ -181,11 +208,16 @@ def _heads(value: ir.Value | None, wanted: tuple[int, ...]) -> tuple[ir.Value, f
 
 
 def _is_padding_mask(value: ir.Value, shapes: dict[str, Shape]) -> bool:
-    """Tell whether a value depends on `attention_mask` alone and is one row for all queries, expanded or not."""
+    """Tell whether a value depends on `attention_mask` alone and is the same for all queries, expanded or not."""
     value = _unexpanded(value)
     shape = shapes.get(value.name or "", ())
-    if value.producer() is None or len(shape) != 4 or shape[1:3] != (1, 1) or shape[3] != "L":
+    if value.producer() is None or len(shape) != 4 or shape[1] != 1 or shape[3] != "L":
         return False
+    return _varying(value, shapes) <= {_BATCH, _KEYS} and _sources(value) == {"attention_mask"}
+
+
+def _sources(value: ir.Value) -> set[str]:
+    """Return the inputs of the graph whose numbers, and not only shapes, a value depends on."""
     sources: set[str] = set()
     pending, seen = [value], set[ir.Value]()
     while pending:
@@ -200,4 +232,36 @@ def _is_padding_mask(value: ir.Value, shapes: dict[str, Shape]) -> bool:
             first_only = producer.op_type in ("Expand", "Reshape", "Unsqueeze", "Slice")
             inputs = producer.inputs[:1] if first_only else producer.inputs
             pending.extend(source for source in inputs if source is not None)
-    return sources == {"attention_mask"}
+    return sources
+
+
+def _varying(value: ir.Value, shapes: dict[str, Shape]) -> set[int]:
+    """Return the axes, counted from the last, along which a value may hold different numbers."""
+    shape = shapes.get(value.name or "", ("?",) * 9)
+    own = {axis - len(shape) for axis, size in enumerate(shape) if size != 1}
+    node = value.producer()
+    if node is None or not own:
+        return own
+    inputs = [each for each in node.inputs if each is not None]
+    if node.op_type == "Expand":
+        return own & _varying(inputs[0], shapes)
+    if node.op_type in _REDUCTIONS and node.attributes.get_int("keepdims", 1):
+        return own & _varying(inputs[0], shapes)
+    if node.op_type not in _ELEMENTWISE:
+        return own
+    if node.op_type == "GreaterOrEqual":
+        least = constant_of(inputs[1])
+        if least is not None and (least <= 0).all() and _counts_up(inputs[0]):
+            return set()
+    return own & set().union(*(_varying(each, shapes) for each in inputs))
+
+
+def _counts_up(value: ir.Value) -> bool:
+    """Tell whether a value is made of 0, 1, 2 and so on."""
+    node = value.producer()
+    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "Range":
+        return False
+    start, step = (constant_of(node.inputs[at]) for at in (0, 2))
+    return start is not None and step is not None and start >= 0 and step > 0

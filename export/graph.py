@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from mlm_infer.bundle.interface import OUTPUTS
 
-__all__ = ["add_constant", "add_node", "add_serving_head", "clean", "constant_of"]
+__all__ = ["add_constant", "add_node", "add_serving_head", "clean", "constant_of", "forget_shapes"]
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
@@ -112,6 +112,17 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
     assert first is not None  # noqa: S101
     assert second is not None  # noqa: S101
     return first, second
+
+
+def forget_shapes(graph: ir.Graph) -> None:
+    """Drop the shapes that an exporter noted for the values between inputs and outputs.
+
+    ONNX Runtime takes them at their word when it shares out memory, and they no longer hold once rows are selected.
+    """
+    for node in graph.all_nodes():
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
 
 
 def clean(model: ir.Model) -> None:

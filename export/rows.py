@@ -38,6 +38,7 @@ _ELEMENTWISE = frozenset(
         "GreaterOrEqual",
         "HardSwish",
         "Identity",
+        "IsNaN",
         "LeakyRelu",
         "Less",
         "LessOrEqual",

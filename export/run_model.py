@@ -35,7 +35,8 @@ def open_model(
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimize else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    # Its errors come as exceptions; its own log would say them again, over several lines.
+    options.log_severity_level = 4
     names = list(weights)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
     try:

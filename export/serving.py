@@ -1,4 +1,4 @@
-"""From the graph that Optimum exports to the one that serves."""
+"""From the graph of an exporter to the one that serves."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from mlm_infer.bundle.interface import ENCODER_INPUTS
-from mlm_infer.errors import ExportError, MlmInferError
+from mlm_infer.errors import ExportError, MlmInferError, first_line
 
 from .attention import fuse_attention
 from .batches import Batch, feeds
 from .fuse import fuse
-from .graph import add_serving_head, clean
+from .graph import add_serving_head, clean, forget_shapes
+from .normalize import normalize
 from .rows import flat_rows, move_rows_up, text_rows
 from .run_model import copy_model, open_model
 from .shapes import Shape, observe_shapes
 
 __all__ = ["PASSES", "PassError", "ServingGraph", "build_serving_graph"]
 
-PASSES = ("fusions", "attention", "rows")
+PASSES = ("normalize", "fusions", "attention", "rows")
 """What is done to a graph for speed alone, in this order; each is checked and can be left out."""
 
 _Shapes = dict[str, Shape]
@@ -90,7 +91,8 @@ def build_serving_graph(
         ExportError: ONNX Runtime cannot run the graph.
     """
     build = _Build(path, vocabulary, batch)
-    for name, apply in zip(PASSES, (_Build.fuse, _Build.attend, _Build.move_rows), strict=True):
+    steps = (_Build.normalize, _Build.fuse, _Build.attend, _Build.move_rows)
+    for name, apply in zip(PASSES, steps, strict=True):
         if name in without:
             continue
         before = copy(build)
@@ -98,7 +100,8 @@ def build_serving_graph(
         try:
             with _named(name):
                 apply(build)
-            _check(name, build.logits(), build.expected)
+                found = build.logits()
+            _check(name, found, build.expected)
         except PassError as error:
             if on_failure is None:
                 raise
@@ -113,12 +116,22 @@ class _Build:
     def __init__(self, path: Path, vocabulary: int, batch: Batch) -> None:
         self.model = ir.load(path)
         self.fusions: dict[str, int] = {}
-        self._path, self._vocabulary, self._batch = path, vocabulary, batch
-        self._inputs = tuple(each.name for each in self.model.graph.inputs if each.name in ENCODER_INPUTS)
+        self._vocabulary, self._batch = vocabulary, batch
         self._rows: tuple[int, int] | None = None
         self.shapes: _Shapes = {}
-        self.expected = self.logits()
+        try:
+            ir.external_data.load_to_model(self.model)
+            self.expected = self.logits()
+        except MlmInferError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise ExportError(f"the exported graph cannot be run: {first_line(error)}") from error
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(self.model)
+
+    @property
+    def _inputs(self) -> tuple[str, ...]:
+        """Names of the encoder's inputs; one that nothing in the graph takes is dropped on the way."""
+        return tuple(each.name for each in self.model.graph.inputs if each.name in ENCODER_INPUTS)
 
     def logits(self) -> NDArray[np.float32]:
         """Return the logits at the masks of the batch."""
@@ -131,9 +144,13 @@ class _Build:
         chosen: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[self._batch.flat]
         return chosen
 
+    def normalize(self) -> None:
+        """Settle what exporters do differently."""
+        normalize(self.model, self._inputs, self._token)
+
     def fuse(self) -> None:
         """Put layer norms and GELUs together."""
-        self.model, self.fusions = fuse(self._path)
+        self.model, self.fusions = fuse(self.model)
 
     def attend(self) -> None:
         """Put attention together."""
@@ -148,15 +165,23 @@ class _Build:
         """Return the serving graph."""
         if self._rows is None:
             # Without the pass the rows are selected where they are asked for: at the logits.
-            self._add_head({})
-            _check("rows", self.logits(), self.expected)
+            try:
+                self._add_head({})
+                found = self.logits()
+            except Exception as error:
+                raise ExportError(f"this graph cannot be made to serve masks: {first_line(error):.300}") from error
+            _check("rows", found, self.expected)
         assert self._rows is not None  # noqa: S101
         return ServingGraph(self.model, self._inputs, self.fusions, self._rows)
+
+    @property
+    def _token(self) -> int:
+        return int(self._batch.answers[0])
 
     def _observed(self) -> _Shapes:
         """Return the shapes of the values of the graph as it is after the fusions, observed once."""
         if not self.shapes:
-            self.shapes = observe_shapes(self.model, self._inputs, int(self._batch.answers[0]))
+            self.shapes = observe_shapes(self.model, self._inputs, self._token)
         return self.shapes
 
     def _add_head(self, movable: _Shapes) -> None:
@@ -175,6 +200,7 @@ class _Build:
             marker.outputs[0].replace_all_uses_with(source)
             graph.remove(marker, safe=True)
         clean(self.model)
+        forget_shapes(graph)
         self.model.ir_version = _IR_VERSION
         self._rows = (len(texts), len(rows))
 
@@ -184,10 +210,11 @@ def _named(name: str) -> Iterator[None]:
     """Say of any failure which pass it was in: a graph may hold what nobody has seen."""
     try:
         yield
-    except MlmInferError:
+    except PassError:
         raise
     except Exception as error:
-        raise PassError(name, f"failed ({type(error).__name__}: {error!s:.100})") from error
+        kind = "" if isinstance(error, MlmInferError) else f"{type(error).__name__}: "
+        raise PassError(name, f"failed ({kind}{first_line(error):.300})") from error
 
 
 def _check(name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:

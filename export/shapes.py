@@ -1,6 +1,8 @@
 """Symbolic shapes of every value in a graph, found by running it."""
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,41 +13,72 @@ from mlm_infer.errors import ExportError, first_line
 
 from .run_model import open_model
 
-__all__ = ["Shape", "observe_shapes"]
+__all__ = ["Observed", "Shape", "observe", "observe_shapes"]
 
 Shape = tuple[int | str, ...]
 """A dimension is a number, `B` (batch), `L` (length) or `?` (anything else that varies)."""
 
 _PROBES = ((2, 11), (3, 17))
+_LONG_PROBE = (1, 131)
+"""Beyond the windows of local attention and the multiples to which lengths are padded; not all models take as much."""
+
+_SMALL = 64
 
 
-def observe_shapes(model: ir.Model, inputs: Sequence[str], token_id: int) -> dict[str, Shape]:
-    """Run a model on two batches and tell which dimensions follow the batch and which the length.
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the values of a graph were when it ran.
+
+    Attributes:
+        shapes: By name, initializers included.
+        values: Those of few numbers that were the same in all runs, by name.
+        kinds: Types of their elements, by name.
+    """
+
+    shapes: dict[str, Shape]
+    values: dict[str, NDArray[Any]]
+    kinds: dict[str, np.dtype[Any]]
+
+
+def observe(model: ir.Model, inputs: Sequence[str], token_id: int) -> Observed:
+    """Run a model on a few batches and tell which dimensions follow the batch and which the length.
 
     Args:
         model: A model whose inputs are all [batch, length].
         inputs: Names of its inputs.
         token_id: An ordinary token to fill the batches with.
 
-    Returns:
-        A shape for every value by name, initializers included.
-
     Raises:
         ExportError: ONNX Runtime cannot run the model.
     """
     names = [output.name or "" for node in model.graph for output in node.outputs if output.name]
     kept = {output.name for output in model.graph.outputs}
+    session = open_model(model, optimize=False, outputs=tuple(name for name in names if name not in kept))
+    probes = list(_PROBES)
     try:
-        session = open_model(model, optimize=False, outputs=tuple(name for name in names if name not in kept))
-        runs = [session.run(names, _feeds(inputs, *probe, token_id)) for probe in _PROBES]
+        runs = [session.run(names, _feeds(inputs, *probe, token_id)) for probe in probes]
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise ExportError(f"the exported graph cannot be run: {first_line(error)}") from error
+    with contextlib.suppress(Exception):
+        runs.append(session.run(names, _feeds(inputs, *_LONG_PROBE, token_id)))
+        probes.append(_LONG_PROBE)
     shapes: dict[str, Shape] = dict.fromkeys(inputs, ("B", "L"))
     for name, value in model.graph.initializers.items():
         shapes[name] = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ("?",)
-    for name, *values in zip(names, *runs, strict=True):
-        shapes[name] = _symbolic(*(np.shape(value) for value in values))
-    return shapes
+    values: dict[str, NDArray[Any]] = {}
+    kinds: dict[str, np.dtype[Any]] = {}
+    for name, *found in zip(names, *runs, strict=True):
+        arrays = [np.asarray(each) for each in found]
+        shapes[name] = _symbolic([each.shape for each in arrays], probes)
+        kinds[name] = arrays[0].dtype
+        if arrays[0].size <= _SMALL and all(np.array_equal(arrays[0], each) for each in arrays[1:]):
+            values[name] = arrays[0]
+    return Observed(shapes, values, kinds)
+
+
+def observe_shapes(model: ir.Model, inputs: Sequence[str], token_id: int) -> dict[str, Shape]:
+    """Return the shapes that `observe` finds."""
+    return observe(model, inputs, token_id).shapes
 
 
 def _feeds(inputs: Sequence[str], batch: int, length: int, token_id: int) -> dict[str, NDArray[Any]]:
@@ -57,11 +90,9 @@ def _feeds(inputs: Sequence[str], batch: int, length: int, token_id: int) -> dic
     return {name: arrays[name] for name in inputs}
 
 
-def _symbolic(first: tuple[int, ...], second: tuple[int, ...]) -> Shape:
-    if len(first) != len(second):
+def _symbolic(shapes: Sequence[tuple[int, ...]], probes: Sequence[tuple[int, int]]) -> Shape:
+    if len({len(each) for each in shapes}) != 1:
         return ("?",)
-    batches, lengths = zip(*_PROBES, strict=True)
+    batches, lengths = zip(*probes, strict=True)
     symbols = {batches: "B", lengths: "L"}
-    return tuple(
-        one if one == other else symbols.get((one, other), "?") for one, other in zip(first, second, strict=True)
-    )
+    return tuple(sizes[0] if len(set(sizes)) == 1 else symbols.get(sizes, "?") for sizes in zip(*shapes, strict=True))

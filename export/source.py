@@ -10,18 +10,21 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mlm_infer.bundle.graph_scan import check_graph
 from mlm_infer.bundle.manifest import hash_file
-from mlm_infer.errors import ExportError, ModelError, first_line
+from mlm_infer.errors import BundleError, ExportError, ModelError, first_line
 from mlm_infer.locate.plain_exports import home_of, onnx_files, precision_of, read_foreign
 from mlm_infer.runtime.ort_session import Session
+from mlm_infer.runtime.plain_export import check_ends
 from mlm_infer.shared.checkpoint import max_length, open_checkpoint
 from mlm_infer.shared.masked_rows import masked_logits, rows_are_exact
 
 from .exporters import OPSET, ExporterName, choose_exporter
+from .foreign import check_operators, check_task, input_types, precision_in, read_graph, with_wide_inputs
 from .fp64 import in_fp64
 
 __all__ = ["Checkpoint", "OnnxFile", "Source", "open_source"]
@@ -180,13 +183,13 @@ class Checkpoint:
 
 
 class OnnxFile:
-    """A plain ONNX export, as Optimum and transformers.js write it, with its settings and tokenizer beside it.
+    """A plain ONNX export, of whichever exporter, with its settings and tokenizer beside it.
 
     Args:
         path: The file; `tokenizer.json` and `config.json` are in its folder or in the one above.
 
     Raises:
-        ModelError: Its tokenizer cannot be read.
+        ModelError: It is no masked language model, its tokenizer cannot be read, or they do not go together.
         BundleError: A file of it is missing or broken, or it asks for one that is not its own.
     """
 
@@ -195,12 +198,19 @@ class OnnxFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._folder = home_of(path)
-        self.precision = precision_of(path)
-        known = read_foreign(self._folder, {self.precision: path.relative_to(self._folder).as_posix()})
-        files = known.models[self.precision]
+        named = precision_of(path)
+        known = read_foreign(self._folder, {named: path.relative_to(self._folder).as_posix()})
+        files = known.models[named]
         for name in files.names:
             known.check_file(self._folder, name)
         check_graph(path, files.weights)
+        self._config: dict[str, Any] = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
+        check_task(path, self._config)
+        graph = read_graph(path)
+        check_operators(path, graph)
+        self.precision = precision_in(graph) if named == "fp32" else named
+        self._kinds = input_types(path, graph)
+        self.exporter = f"{graph.producer_name} {graph.producer_version}".strip() or "an unnamed program"
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(str(self._folder), trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -208,33 +218,63 @@ class OnnxFile:
                 f"transformers cannot load the tokenizer of {self._folder}: {first_line(error)}"
             ) from error
         self._session = Session(path, kind="cpu", serving=False)
-        made = onnx.load(str(path), load_external_data=False)
-        self.exporter = f"{made.producer_name} {made.producer_version}".strip() or "an unnamed program"
+        check_ends(path, self._session.inputs, self._session.outputs)
         self._exact: ReferenceEvaluator | None = None
         self.architecture = known.architecture
-        self.vocabulary = known.vocab_size
         self.longest = known.max_length
         self.pad_id = known.pad_id
+        self.vocabulary = self._width(known.mask_id)
+
+    def _width(self, token: int) -> int:
+        """Run the file once, and return how many logits a token gets."""
+        ids = np.full((2, 7), token)
+        try:
+            logits = self._logits({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        except BundleError as error:
+            raise ModelError(
+                f"{error}; this was for two texts of seven tokens: export it with dynamic axes, or from its checkpoint "
+                "with mlm-export"
+            ) from error
+        if logits.ndim != 3 or logits.shape[:2] != ids.shape or not np.issubdtype(logits.dtype, np.floating):
+            raise ModelError(
+                f"{self._path} gives logits as {logits.dtype} {list(logits.shape)}, not as floats [2, 7, vocabulary], "
+                "so it is no masked language model; export one with its head (optimum-cli export onnx --task fill-mask)"
+            )
+        width = int(logits.shape[2])
+        if width < len(self.tokenizer):
+            raise ModelError(
+                f"{self._path} gives logits for {width} tokens, and its tokenizer has {len(self.tokenizer)}; put the "
+                "tokenizer beside it that belongs to it"
+            )
+        return width
 
     def to_onnx(self, folder: Path) -> Path:
-        """Copy the graph, with logits alone as its output, in the version of ONNX that the passes are written for."""
+        """Copy the graph, with logits alone as its output, in a version of ONNX that the passes are written for."""
         folder.mkdir()
         try:
-            model = onnx.load(str(self._path))
+            model = with_wide_inputs(onnx.load(str(self._path)))
             others = [each for each in model.graph.output if each.name != "logits"]
             for each in others:
                 model.graph.output.remove(each)
             version = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
             if version < OPSET:
+                # What converts versions does not look into functions.
+                model = inline_local_functions(model) if model.functions else model
                 model = onnx.version_converter.convert_version(model, OPSET)
             onnx.save(model, str(folder / "model.onnx"))
         except Exception as error:  # onnx raises what its C++ throws
             raise ExportError(f"{self._path} cannot be rewritten: {first_line(error):.200}") from error
         return folder / "model.onnx"
 
+    def _logits(self, arrays: Mapping[str, NDArray[np.int64]]) -> NDArray[Any]:
+        """Run the file as it is; an input that the passes found to be of no use is zeros."""
+        nothing = np.zeros_like(arrays["input_ids"])
+        feeds = {name: arrays.get(name, nothing).astype(self._kinds[name]) for name in self._session.inputs}
+        return self._session.run(["logits"], feeds)[0]
+
     def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
         """Run the file as it is."""
-        (logits,) = self._session.run(["logits"], {name: arrays[name] for name in inputs})
+        logits = self._logits({name: arrays[name] for name in inputs})
         shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
         result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         return result
@@ -252,10 +292,11 @@ class OnnxFile:
         """Run the file in fp64, by ONNX's own reference implementation."""
         if self.precision != "fp32":
             return None
+        nothing = np.zeros_like(arrays["input_ids"])
         try:
             if self._exact is None:
                 self._exact = ReferenceEvaluator(in_fp64(onnx.load(str(self._path))))
-            (logits,) = self._exact.run(["logits"], {name: arrays[name] for name in inputs})
+            (logits,) = self._exact.run(["logits"], {name: arrays.get(name, nothing) for name in self._session.inputs})
         except Exception:  # whatever an operator that it lacks or takes otherwise raises
             logger.debug("%s cannot be run in fp64", self._path, exc_info=True)
             return None
@@ -270,7 +311,7 @@ class OnnxFile:
             "model": name,
             "revision": revision,
             "weights_sha256": {self._path.name: hash_file(self._path).sha256},
-            "config": json.loads((self._folder / "config.json").read_text(encoding="utf-8")),
+            "config": self._config,
         }
 
 

@@ -7,13 +7,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import BundleError, ModelError
 
 from .best import best_of
 from .ort_session import Session
 
-__all__ = ["EveryPosition"]
+__all__ = ["EveryPosition", "check_ends"]
+
+
+def check_ends(path: Path, inputs: Mapping[str, Sequence[str | int | None]], outputs: Sequence[str]) -> None:
+    """Refuse a plain export that a text alone cannot be given to, or that gives no logits.
+
+    Args:
+        path: The model file.
+        inputs: Shape of each input by name.
+        outputs: Names of the outputs.
+
+    Raises:
+        ModelError: It is no masked language model, or takes other inputs than a text gives.
+    """
+    strange = sorted(set(inputs) - {"input_ids", "attention_mask", "token_type_ids"})
+    if any(name.startswith("past") for name in strange):
+        raise ModelError(
+            f"{path} takes {strange[0]}, what a text-generation model remembers of the text so far; export a masked "
+            "language model (optimum-cli export onnx --task fill-mask)"
+        )
+    if "input_ids" not in inputs or strange:
+        raise ModelError(
+            f"{path} takes the inputs {', '.join(inputs)}, which a text alone does not give; export it with no "
+            "others than input_ids, attention_mask and token_type_ids"
+        )
+    fixed = [name for name, shape in inputs.items() if any(isinstance(each, int) for each in shape)]
+    if fixed:
+        raise ModelError(
+            f"{path} takes {fixed[0]} of the shape {list(inputs[fixed[0]])} only; export it with dynamic axes, or "
+            "from its checkpoint with mlm-export"
+        )
+    if "logits" not in outputs:
+        raise ModelError(
+            f"{path} gives {', '.join(outputs)} and no logits, so it is no masked language model; "
+            "export one with its head (optimum-cli export onnx --task fill-mask)"
+        )
 
 
 class EveryPosition:
@@ -34,21 +68,7 @@ class EveryPosition:
         self._session = Session(path, kind=kind, number=number, threads=threads, serving=False)
         self._path = path
         self.provider = self._session.provider
-        inputs = self._session.inputs
-        strange = set(inputs) - set(ENCODER_INPUTS)
-        if "input_ids" not in inputs or strange:
-            raise ModelError(f"{path} takes the inputs {', '.join(inputs)}, which a text alone does not give")
-        fixed = [name for name, shape in inputs.items() if any(isinstance(each, int) for each in shape)]
-        if fixed:
-            raise ModelError(
-                f"{path} takes {fixed[0]} of the shape {inputs[fixed[0]]} only; export it with dynamic axes, or "
-                "from its checkpoint with mlm-export"
-            )
-        if "logits" not in self._session.outputs:
-            raise ModelError(
-                f"{path} gives {', '.join(self._session.outputs)} and no logits, so it is no masked language model; "
-                "export one with its head (optimum-cli export onnx --task fill-mask)"
-            )
+        check_ends(path, self._session.inputs, self._session.outputs)
 
     version = staticmethod(Session.version)
     why_no_cuda = staticmethod(Session.why_no_cuda)

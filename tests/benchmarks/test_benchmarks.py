@@ -65,8 +65,8 @@ def test_table_and_chart_stand_beside_the_figures(results: Path, base: Path) -> 
 def test_engines_that_a_device_lacks(options: list[str], status: int, message: str, tmp_path: Path) -> None:
     """One line before anything is made; CUDA is never a CPU in disguise."""
     if options == ["--device", "cuda"] and torch.cuda.is_available():
-    command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", *options, "--work", str(tmp_path / "work")]
         pytest.skip("there is a GPU; tests/runtime/test_gpu.py runs on it")
+    command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", *options, "--work", str(tmp_path / "work")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(message)

@@ -1,0 +1,209 @@
+"""The one form of a graph that the passes are written for, whichever exporter it came from.
+
+torch has had two exporters and transformers has one of its own; each writes the same model in other operators. What
+they differ in is settled here, once, so that no pass has to know: functions are inlined, constants are initializers,
+attention is products and a softmax, keys are turned in one step, and shapes that follow from the model alone are
+numbers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from .graph import add_constant, add_node, constant_of, forget_shapes
+from .shapes import Observed, Shape, observe
+
+__all__ = ["normalize"]
+
+_NEWEST = 20
+"""Version of ONNX that the oldest ONNX Runtime reads which a bundle may meet."""
+
+_KEPT_ATTRIBUTES = frozenset(["scale", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode", "softmax_precision"])
+"""What an Attention may say and still be plain attention; of the rest only zeros."""
+
+
+def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
+    """Bring a graph into the form that the passes expect, in place; its answers stay what they are.
+
+    Args:
+        model: A graph whose first inputs are all [batch, length].
+        inputs: Names of its inputs.
+        token_id: An ordinary token to run it with.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run the model.
+    """
+    for each in (
+        common.InlinePass(),
+        common.RemoveInitializersFromInputsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.IdentityEliminationPass(),
+        common.ClearMetadataAndDocStringPass(),
+        common.RemoveUnusedNodesPass(),
+    ):
+        each(model)
+    graph = model.graph
+    forget_shapes(graph)
+    _name_axes(graph, inputs)
+    found = observe(model, inputs, token_id)
+    for node in list(graph):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type == "Attention":
+            _spell_out_attention(graph, node, found)
+        elif node.op_type == "Reshape" and _positive(node.outputs[0], found):
+            # Only of a shape with a zero in it do the two ways to read zeros differ.
+            node.attributes.pop("allowzero", None)
+    _fold(graph, found)
+    for node in list(graph):
+        _turn_at_once(graph, node, found.shapes)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    for value in list(graph.inputs):
+        if not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+    _lower_version(model)
+
+
+def _name_axes(graph: ir.Graph, inputs: Sequence[str]) -> None:
+    """Call batch and length the same in all inputs, whatever symbols the exporter had for them."""
+    axes = ["batch_size", "sequence_length"]
+    for value in graph.inputs:
+        if value.name in inputs:
+            value.shape = ir.Shape(axes)
+    logits = graph.outputs[0]
+    if logits.shape is not None and len(logits.shape) == 3:
+        logits.shape = ir.Shape([*axes, logits.shape[2]])
+
+
+def _shape_of(value: ir.Value | None, shapes: dict[str, Shape]) -> Shape:
+    return shapes.get(value.name or "", ("?",)) if value is not None else ("?",)
+
+
+def _positive(value: ir.Value, found: Observed) -> bool:
+    shape = found.shapes.get(value.name or "")
+    return shape is not None and 0 not in shape
+
+
+def _fold(graph: ir.Graph, found: Observed) -> None:
+    """Turn what follows from constants, and from dimensions that are the same for every text, into constants."""
+    constant = {value for value in graph.initializers.values() if value.const_value is not None}
+    for node in list(graph):
+        if node.op_type == "Constant" or any(each.graph is not None for each in _graphs(node)):
+            continue
+        known = _takes_fixed_dims(node, found.shapes) or (
+            bool(node.inputs) and all(each is None or each in constant for each in node.inputs)
+        )
+        arrays = [found.values.get(output.name or "") for output in node.outputs]
+        if not known or node.domain not in ("", "ai.onnx") or any(each is None for each in arrays):
+            continue
+        if any(output.is_graph_output() for output in node.outputs):
+            continue
+        for output, array in zip(node.outputs, arrays, strict=True):
+            assert array is not None  # noqa: S101
+            held = add_constant(graph, f"{output.name}_folded", array)
+            output.replace_all_uses_with(held)
+            found.shapes[held.name or ""] = array.shape
+            constant.add(held)
+        graph.remove(node, safe=True)
+
+
+def _graphs(node: ir.Node) -> list[ir.Graph]:
+    return [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+
+
+def _takes_fixed_dims(node: ir.Node, shapes: dict[str, Shape]) -> bool:
+    """Tell whether a node picks dimensions that are numbers out of the shape of a value."""
+    source = node if node.op_type == "Shape" else node.inputs[0].producer() if _picks(node) else None
+    value = source.inputs[0] if source is not None and source.op_type == "Shape" else None
+    shape = shapes.get(value.name or "") if value is not None else None
+    if source is None or shape is None:
+        return False
+    start, end = source.attributes.get_int("start", 0), source.attributes.get_int("end", len(shape))
+    dims = np.array(shape[start:end], object)
+    if node is not source:
+        wanted = [constant_of(each) for each in node.inputs[1:]]
+        if any(each is None for each in wanted):
+            return False
+        if node.op_type == "Gather":
+            dims = np.atleast_1d(dims[wanted[0]])
+        else:
+            begins, ends, *rest = (np.asarray(each).reshape(-1) for each in wanted)
+            step = int(rest[1][0]) if len(rest) > 1 else 1
+            dims = dims[int(begins[0]) : int(ends[0]) : step]
+    return len(dims) > 0 and all(isinstance(each, int) for each in dims)
+
+
+def _picks(node: ir.Node) -> bool:
+    return node.op_type in ("Gather", "Slice") and node.inputs[0] is not None
+
+
+def _turn_at_once(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> None:
+    """Write keys whose batch and heads are joined, turned and parted again as one transposition of [B, heads, ., .]."""
+    turn = node.inputs[0].producer() if node.op_type == "Reshape" and node.inputs[0] is not None else None
+    if turn is None or turn.op_type != "Transpose" or turn.attributes.get_ints("perm", []) != (0, 2, 1):
+        return
+    join = turn.inputs[0].producer() if turn.inputs[0] is not None else None
+    if join is None or join.op_type != "Reshape" or join.inputs[0] is None:
+        return
+    keys = join.inputs[0]
+    before, joined = _shape_of(keys, shapes), _shape_of(join.outputs[0], shapes)
+    after = _shape_of(node.outputs[0], shapes)
+    # A dimension that is neither a number, the batch nor the length may be another one each time that it is met.
+    if len(before) != 4 or "?" in before or len(joined) != 3:
+        return
+    if joined[1:] != before[2:] or after != (*before[:2], before[3], before[2]):
+        return
+    turned = add_node(graph, "Transpose", [keys], {"perm": [0, 1, 3, 2]}, before=node)
+    shapes[turned.name or ""] = after
+    node.outputs[0].replace_all_uses_with(turned, replace_graph_outputs=True)
+
+
+def _spell_out_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
+    """Write an Attention of [batch, heads, length, width] as the products and the softmax that it stands for."""
+    query, key, value, mask, *more = [*node.inputs, None, None, None][:6]
+    shape = _shape_of(query, found.shapes)
+    strange = [name for name, each in node.attributes.items() if name not in _KEPT_ATTRIBUTES and each.value]
+    alone = all(not output.uses() and not output.is_graph_output() for output in node.outputs[1:])
+    if len(shape) != 4 or not isinstance(shape[3], int) or strange or not alone or any(more):
+        return
+    if _shape_of(key, found.shapes)[1:2] != shape[1:2]:
+        return
+    kind = found.kinds[node.outputs[0].name or ""]
+
+    def number(name: str, each: float) -> ir.Value:
+        return add_constant(graph, name, np.array(each, kind))
+
+    def add(op: str, parts: Sequence[ir.Value | None], **attributes: object) -> ir.Value:
+        return add_node(graph, op, parts, attributes, before=node)
+
+    turned = add("Transpose", [key], perm=[0, 1, 3, 2])
+    scale = number("attention_scale", node.attributes.get_float("scale", shape[3] ** -0.5))
+    scores = add("Mul", [add("MatMul", [query, turned]), scale])
+    if mask is not None:
+        if found.kinds.get(mask.name or "") == np.dtype(bool):
+            mask = add("Where", [mask, number("attended", 0), number("ignored", float(np.finfo(kind).min))])
+        scores = add("Add", [scores, mask])
+    result = add("MatMul", [add("Softmax", [scores], axis=-1), value])
+    node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _lower_version(model: ir.Model) -> None:
+    """Declare the version of ONNX that old ONNX Runtimes read, where every operator is there the same."""
+    domain = "" if "" in model.graph.opset_imports else "ai.onnx"
+    version = model.graph.opset_imports.get(domain, _NEWEST)
+    if version <= _NEWEST:
+        return
+    for node in model.graph.all_nodes():
+        if node.domain in ("", "ai.onnx"):
+            try:
+                older = onnx.defs.get_schema(node.op_type, _NEWEST, "")
+            except onnx.defs.SchemaError:
+                return
+            if not set(node.attributes) <= set(older.attributes) or len(node.inputs) > older.max_input:
+                return
+    model.graph.opset_imports[domain] = _NEWEST
