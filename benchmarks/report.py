@@ -15,7 +15,7 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
 
     Args:
         results: What `python -m mlm_infer.benchmarks` wrote.
-        shapes: Shapes to include, each with its first table only; None for all shapes and all tables.
+        shapes: Only these, and of each the first table alone.
     """
     threads = f"{results['threads']} thread{'s' if results['threads'] > 1 else ''}"
     parts = [f"{results.get('gpu') or results['cpu']}, {threads}; `{results['command']}`, {results['date']}."]

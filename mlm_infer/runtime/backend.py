@@ -21,7 +21,7 @@ __all__ = ["BACKENDS", "Backend", "BackendType", "backend_type", "open_backend"]
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("onnx", "torchscript")
-"""The backends: ONNX Runtime, the default, and torch, which is used on request only."""
+"""What a bundle's models can be run with: ONNX Runtime, the only one that is taken unasked, and torch."""
 
 _RIGHT = ModelFile("")
 _FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
