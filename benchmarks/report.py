@@ -1,4 +1,4 @@
-"""From a file of results to the table and the chart of the documents."""
+"""Turns a results file into the tables and the chart of the documentation."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ __all__ = ["markdown", "save_chart"]
 
 
 def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) -> str:
-    """Return the results as Markdown: tables for each shape, and what they were measured on.
+    """Return the results as Markdown: tables for each shape, and the environment of the measurement.
 
     Args:
         results: What `python -m mlm_infer.benchmarks.peers` wrote.
@@ -29,8 +29,8 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
             parts.append(_details(engines))
     if results["quality"]:
         parts.append(
-            "Speed uses random weights. Quality uses a trained model (`tools/trained_model.py`): the share of unseen "
-            "review sentences with the same best token as the pipeline."
+            "Speed uses random weights. Quality uses a trained model (`tools/trained_model.py`): top-1 agreement with "
+            "the pipeline on unseen review sentences."
         )
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts.append(f"Versions: {versions}.")
@@ -42,7 +42,7 @@ def _main_table(engines: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
     sets = "instruction_set" in engines[PIPELINE]
     header = [
         "",
-        *(["on"] if sets else []),
+        *(["instruction set"] if sets else []),
         *(f"{length} tokens, p50 / p95" for length in lengths),
         "bulk",
         "load + first answer",
@@ -65,9 +65,9 @@ def _main_table(engines: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
 
 
 def _details(engines: Mapping[str, Any]) -> str:
-    """Return the table of what few look for: calls of several sizes, installed size, agreement on random weights."""
+    """Return the secondary table: throughput by call size, installed size, agreement on random weights."""
     sizes = list(engines[PIPELINE]["texts_per_second_by_call_size"])
-    header = ["", *(f"calls of {size}" for size in sizes), "installed", "same best token, random weights"]
+    header = ["", *(f"calls of {size}" for size in sizes), "installed", "top-1 agreement, random weights"]
     rows = [
         [
             _bold(name),
@@ -81,7 +81,7 @@ def _details(engines: Mapping[str, Any]) -> str:
 
 
 def _against_openvino(engines: Mapping[str, Any]) -> list[str]:
-    """Return a line on how our int8 stands to the fastest peer, whichever of OpenVINO's that is."""
+    """Return a line that compares our int8 with the faster OpenVINO variant, for each length and in bulk."""
     peers = [engine for name, engine in engines.items() if name.startswith("OpenVINO")]
     if not peers:
         return []
@@ -90,7 +90,7 @@ def _against_openvino(engines: Mapping[str, Any]) -> list[str]:
         f"{min(_speed(ours, peer, length) for peer in peers):.1f}x {f'at {length} tokens' if length else 'in bulk'}"
         for length in [*ours["latency_ms"], None]
     ]
-    return [f"Against the faster of OpenVINO's two, int8 is {', '.join(ratios)}."]
+    return [f"int8 against the faster of the two OpenVINO variants: {', '.join(ratios)}."]
 
 
 def _peak(results: Mapping[str, Any], shape: str) -> str:
@@ -109,7 +109,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def save_chart(results: Mapping[str, Any], path: Path) -> None:
-    """Draw how many times as fast as the transformers pipeline each engine is.
+    """Draw each engine's speed-up over the transformers pipeline as a bar chart.
 
     Args:
         results: What `python -m mlm_infer.benchmarks.peers` wrote.
@@ -137,8 +137,10 @@ def save_chart(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _speed(engine: Mapping[str, Any], base: Mapping[str, Any], length: str | None) -> float:
+    """Return the speed-up over `base`: in latency at a length, in bulk throughput for None."""
     if length is None:
         return float(engine["bulk"]["texts_per_second"] / base["bulk"]["texts_per_second"])
+    # The median of the ratios per text: both engines answered the same text back to back, so noise mostly cancels.
     pairs = zip(engine["latency_ms"][length]["each"], base["latency_ms"][length]["each"], strict=True)
     ratios: list[float] = [theirs / ours for ours, theirs in pairs]
     return statistics.median(ratios)

@@ -1,4 +1,4 @@
-"""`AsyncMaskFiller`: concurrent awaits share the runs of one model."""
+"""`AsyncMaskFiller`: batches concurrent requests from one event loop."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 _TEXT_THREADS = 4
 _SHORT, _FEW = 1_000, 50
-"""Characters of a text, and predictions, that take a fraction of a millisecond."""
+"""Characters of a text, and number of predictions, that are processed in a fraction of a millisecond."""
 
 _DEFAULTS = FillOptions()
 _RESTRICTING = frozenset(["targets", "allow", "deny", "words_only", "pattern"])
@@ -36,12 +36,12 @@ _OTHER_LOOP = "this AsyncMaskFiller belongs to another event loop; make one for 
 _MOST = 1_000_000_000
 
 _MOST_REPEATED = 20_000_000
-"""Most characters of an answer, which has the whole text once a prediction."""
+"""Maximum number of characters in an answer, in which every prediction contains the whole text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    """A text that waits. Its parts, of which all but a very long text has one, are asked one a run."""
+    """A waiting request. A text has one part, a long one several windows; each run of the model takes one part."""
 
     parts: list[EncodedText]
     wanted: list[Wanted] | None
@@ -51,30 +51,30 @@ class _Request:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the part that is next."""
+        """Number of tokens in the next part."""
         return len(self.parts[len(self.found)].ids)
 
 
 class AsyncMaskFiller:
-    """Answers awaits from one event loop; those that come together are answered by one run of the model.
+    """Answers requests from one event loop; concurrent requests share runs of the model.
 
-    A request that finds the model idle waits up to `max_wait_ms` for company; while the model runs, what comes
-    is gathered for the next run. The model runs on a thread of its own. All but sentences are tokenized, words
-    restricted and results built on a few others, so the loop stays free and `timeout` covers all of it. Where a
-    request ends early, what a thread has begun for it (one run, one text) is finished first.
+    A request that finds the model idle waits up to `max_wait_ms` for others. Requests that arrive during a run are
+    collected for the next one. The model runs on its own thread. Except for short texts, tokenization, filtering and
+    building of results run on a small thread pool, so they do not block the event loop and `timeout` covers them. If
+    a request ends early, work that a thread has started for it (one run, one text) still completes.
 
-    Strangers may choose texts and numbers, within the limits below, but not `pattern`: Python's `re` holds the lock
-    of the interpreter while it matches, and an expression that backtracks without end stops the whole process.
+    Untrusted users may choose texts and numbers, within the limits below, but not `pattern`: Python's `re` holds the
+    interpreter lock while it matches, so catastrophic backtracking blocks the whole process.
 
     Args:
-        filler: What answers. It stays open when this is closed.
-        max_wait_ms: Longest wait of a request for others, in milliseconds; 0 takes what is there.
-        max_tokens: Most tokens in a run, padding included; what is more waits for the next, those that differ most
-            in length from the oldest first.
-        max_pending: Most requests that wait; further awaits pause before they are taken (back-pressure).
-        max_characters: Most characters of a text.
-        max_predictions: Most predictions of an answer, `top_k` for each mask; fewer for a text of more than 2,000
-            characters, since each prediction has the whole text.
+        filler: The filler to use. It stays open when this instance is closed.
+        max_wait_ms: Maximum time that a request waits for others, in milliseconds; 0 does not wait.
+        max_tokens: Maximum number of tokens per run, padding included. If more are waiting, the requests closest in
+            length to the oldest one run first.
+        max_pending: Maximum number of requests in progress; further calls pause until there is room (back-pressure).
+        max_characters: Maximum number of characters per text.
+        max_predictions: Maximum number of predictions per answer, `top_k` for each mask. It is lower for texts of more
+            than 2,000 characters, since each prediction contains the whole text.
 
     Raises:
         InputError: An argument is out of its range.
@@ -123,16 +123,17 @@ class AsyncMaskFiller:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Answer what was taken, then take nothing more. If this is cancelled, what was taken is answered still.
+        """Stop accepting requests and wait until all accepted ones are answered, which a cancellation does not prevent.
 
         Raises:
-            InputError: This is at work on another event loop.
+            InputError: The instance is in use on another event loop.
         """
         owner = self._owner()
         if owner is not asyncio.get_running_loop() and not owner.is_closed():
             raise InputError(_OTHER_LOOP)
         self._closed = True
         self._full.set()
+        # A loop that has been closed can complete none of its futures, so waiting for them would never end.
         while self._taken and not owner.is_closed():
             await asyncio.wait(self._taken)
         for executor in (self._model, self._texts):
@@ -147,16 +148,16 @@ class AsyncMaskFiller:
     ) -> FillResult:
         """Fill the masks of one text, as `MaskFiller.fill` does.
 
-        A cancelled await is taken out of what waits; one whose run has begun is dropped when that ends.
+        A cancelled request is removed from the queue; if its run has started, its answer is discarded.
 
         Args:
             text: A text with one or more masks.
-            timeout: Most seconds from the call to the answer.
-            **options: As for `MaskFiller.fill`; `pattern` is not for strangers to choose, see above.
+            timeout: Maximum time from the call to the answer, in seconds.
+            **options: As for `MaskFiller.fill`. Do not let untrusted users choose `pattern`, see above.
 
         Raises:
-            InputError: The text or an argument cannot be used, the answer would be larger than `max_predictions`
-                allows, this is closed, or it belongs to another event loop.
+            InputError: The text or an argument is invalid, the answer would exceed `max_predictions`, the instance is
+                closed, or it belongs to another event loop.
             BundleError: The model or its tokenizer failed.
             TimeoutError: There was no answer in time.
         """
@@ -167,11 +168,12 @@ class AsyncMaskFiller:
             timeout = _seconds("timeout", timeout)
         check_names(options)
         predictions = self._check_size(text, options.get("top_k", _DEFAULTS.top_k))
-        # To wake a thread for a sentence would take longer than to tokenize it here.
+        # Handing a short text to a thread takes longer than tokenizing it here.
         aside = self._texts if options.keys() & _RESTRICTING or predictions > _FEW or len(text) > _SHORT else None
         async with asyncio.timeout(timeout), self._room:
             if self._closed:
                 raise InputError("this AsyncMaskFiller is closed; open a new one")
+            # `answer` ends with the run; `taken` ends when the caller has its result, which is what `aclose` waits for.
             taken, answer = loop.create_future(), loop.create_future()
             self._taken.add(taken)
             try:
@@ -182,18 +184,19 @@ class AsyncMaskFiller:
                 found = await answer
                 return await _on(aside, build_result, self.filler.model, request.parts, found, request.choice)
             finally:
+                # After a timeout or a cancellation this removes the request from the queue: `_take` skips it.
                 answer.cancel()
                 self._taken.discard(taken)
                 taken.set_result(None)
 
     def _owner(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop that this belongs to, the first that it was used on."""
-        # One step, whatever other threads do.
+        """Return the event loop that this instance belongs to, the first one that used it."""
+        # `setdefault` is atomic: of two threads with two loops, one becomes the owner.
         owner: asyncio.AbstractEventLoop = self.__dict__.setdefault("_loop", asyncio.get_running_loop())
         return owner
 
     def _check_size(self, text: object, top_k: int) -> int:
-        """Return how many predictions are asked for; raise InputError if they or the text are more than may be."""
+        """Return the number of requested predictions; raise InputError if they or the text exceed the limits."""
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
         if len(text) > self._max_characters:
@@ -221,13 +224,13 @@ class AsyncMaskFiller:
         return _Request(parts, wanted_ids(model, parts, choice), choice, answer)
 
     def _start(self) -> None:
-        """Have what waits answered."""
+        """Start the worker task unless it is running."""
         if self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._work())
             self._worker.add_done_callback(self._ended)
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
-        """Fail what waits, where what answers it was cancelled or broke."""
+        """Fail all waiting requests if the worker was cancelled or failed; restart it if new ones arrived."""
         self._worker, running, self._running = None, self._running, []
         error: BaseException | None = (
             InputError("the event loop's tasks were cancelled, and the run of the model with them; ask again")
@@ -241,10 +244,13 @@ class AsyncMaskFiller:
             self._start()
 
     async def _work(self) -> None:
+        """Answer requests in batches until none waits."""
         while self._waiting:
+            # Wait for company, unless the waiting requests already fill a run.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), self._max_wait)
             self._running = self._take()
+            # One run of the graph has one `k` and one kind of output, so requests with equal options run together.
             by_choice: dict[Choice, list[_Request]] = {}
             for each in self._running:
                 by_choice.setdefault(each.choice, []).append(each)
@@ -253,19 +259,20 @@ class AsyncMaskFiller:
                 wanted = [each.wanted[len(each.found)] for each in requests if each.wanted is not None] or None
                 try:
                     answers = await _on(self._model, ask_parts, self.filler.model, parts, wanted, choice)
-                except Exception as error:  # whatever it is, each await gets it
+                except Exception as error:  # whatever it is, every caller must get it
                     _fail(requests, error)
                     continue
                 for each, answer in zip(requests, answers, strict=True):
                     each.found.append(answer)
                     if len(each.found) < len(each.parts):
-                        # Behind those that came meanwhile: a text of many parts holds nobody longer than one run.
+                        # Back to the end of the queue: a text of many windows delays others by one run at most.
                         self._waiting.append(each)
                     elif not each.answer.done():
                         each.answer.set_result(each.found)
 
     def _take(self) -> list[_Request]:
-        """Take the oldest request and those nearest to it in length, within the token budget."""
+        """Remove and return the oldest request and those closest to it in length, within the token budget."""
+        # Similar lengths need little padding; starting from the oldest, no request waits for ever.
         waiting = [each for each in self._waiting if not each.answer.done()]
         nearest = sorted(waiting, key=lambda each: abs(each.tokens - waiting[0].tokens))
         taken: list[_Request] = []
@@ -276,29 +283,32 @@ class AsyncMaskFiller:
                 break
             taken.append(each)
         gone = set(taken)
+        # Requests in `_waiting` are in order of arrival, which the next batch starts from.
         self._waiting = [each for each in waiting if each not in gone]
         self._full.clear()
         self._note_if_full()
         return taken
 
     def _note_if_full(self) -> None:
-        """End the wait for company where a run is full without it."""
+        """End the wait for further requests if those waiting fill a run."""
         if not self._full.is_set() and sum(each.tokens for each in self._waiting) >= self._max_tokens:
             self._full.set()
 
 
 async def _on(executor: Executor | None, function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call a function on a thread, or at once where there is no executor."""
+    """Call a function on an executor, or directly if it is None."""
     if executor is None:
         return _guarded(function, *arguments)
     return await asyncio.get_running_loop().run_in_executor(executor, partial(_guarded, function, *arguments))
 
 
 def _guarded(function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call a function; what a future cannot hold, or asyncio would not hand on, becomes an error that it can."""
+    """Call a function; turn exceptions that a future cannot hold or asyncio does not deliver into a BundleError."""
     try:
         return function(*arguments)
     except BaseException as error:
+        # A future rejects StopIteration; SystemExit and KeyboardInterrupt would end the event loop; and a panic of the
+        # tokenizers library is a BaseException as well.
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             raise
         name = type(error).__name__

@@ -1,4 +1,4 @@
-"""Checks of options that several methods take, and how a value is shown in an error."""
+"""Validation of options that several methods share, and display of values in errors."""
 
 import math
 import operator
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 MOST_CHARACTERS = 1_000_000
-"""What is longer is refused before it is tokenized: that many take a second or two and up to half a gigabyte."""
+"""Longer texts are rejected before tokenization, which takes seconds and up to half a gigabyte at this length."""
 
 _SHOWN = 60
 
@@ -27,26 +27,26 @@ _MOST_COPIED = 1_000_000_000
 
 
 def shown(value: object) -> str:
-    """Return the beginning of a value as Python writes it, whatever the value is and however large."""
+    """Return the beginning of a value's repr, whatever the value is and however large."""
     try:
         text = repr(value[:_SHOWN] if isinstance(value, str) else value)
-    except Exception:  # an object's own, or Python's at a number of more than 4,300 digits
+    except Exception:  # raised by an object's own repr, or by Python for an integer of more than 4,300 digits
         return f"<{type(value).__name__} that cannot be written out>"
     return text[:_SHOWN]
 
 
 def whole_number(name: str, value: object, *, least: int, most: int, rest: str = "") -> int:
-    """Return an option as an int: Python's or numpy's whole numbers, and no bool.
+    """Return an option as an int. Accepts Python and numpy integers, but not bool.
 
     Args:
         name: The option.
-        value: What was given.
-        least: Least value.
-        most: Greatest value.
-        rest: What the error says after the range.
+        value: The given value.
+        least: Minimum.
+        most: Maximum.
+        rest: Text that the error appends to the range.
 
     Raises:
-        InputError: It is no whole number, or out of the range.
+        InputError: It is not an integer, or out of range.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -58,14 +58,14 @@ def whole_number(name: str, value: object, *, least: int, most: int, rest: str =
 
 
 def fraction(name: str, value: object) -> float:
-    """Return an option that is a probability as a float: Python's or numpy's numbers, and no bool.
+    """Return a probability option as a float. Accepts Python and numpy numbers, but not bool.
 
     Raises:
-        InputError: It is no number from 0 to 1.
+        InputError: It is not a number from 0 to 1.
     """
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # a whole number beyond any float
+    except OverflowError:  # an integer too large for a float
         number = math.inf
     if not 0 <= number <= 1:
         raise InputError(f"{name} is {shown(value)}; it must be a probability from 0 to 1")
@@ -73,7 +73,7 @@ def fraction(name: str, value: object) -> float:
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise InputError unless an option is one of some words."""
+    """Raise InputError unless an option is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} is {shown(value)}; it must be {' or '.join(map(repr, choices))}")
 

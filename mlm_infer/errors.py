@@ -1,4 +1,4 @@
-"""The errors this package raises. Each message says what went wrong, with which value, and what to do."""
+"""The exceptions of this package. Each message says what went wrong, with which value, and what to do."""
 
 __all__ = [
     "BundleError",
@@ -16,7 +16,7 @@ __all__ = [
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what another library says, or the kind of its error where it says nothing."""
+    """Return the first line of another library's error message, or the name of its class if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -24,7 +24,7 @@ class MlmInferError(Exception):
     """Base of every error this package raises on purpose."""
 
     exit_code = 1
-    """What a command of this package exits with: 2 for wrong usage, 1 for the rest."""
+    """Exit status of a command: 2 for wrong usage, 1 otherwise."""
 
     def __str__(self) -> str:
         # One line, whatever line breaks a name or a text in it has.
@@ -32,7 +32,7 @@ class MlmInferError(Exception):
 
 
 class InputError(MlmInferError, ValueError):
-    """A wrong argument, or a text that cannot be filled. A ValueError, as in the transformers pipeline."""
+    """An invalid argument or text. A ValueError, as in the transformers pipeline."""
 
     exit_code = 2
 
@@ -63,7 +63,7 @@ class TextError(InputError):
 
 
 class OutputExistsError(MlmInferError, FileExistsError):
-    """The output folder exists and overwriting it was not asked for."""
+    """The output exists and overwriting was not requested."""
 
     exit_code = 2
 
@@ -73,7 +73,7 @@ class BundleError(MlmInferError):
 
 
 class DataError(MlmInferError, ValueError):
-    """A data set that cannot be read, or that holds nothing to use."""
+    """A data set that cannot be read, or that has no usable content."""
 
 
 class DependencyError(MlmInferError, ImportError):
@@ -81,7 +81,7 @@ class DependencyError(MlmInferError, ImportError):
 
 
 class DeviceError(MlmInferError, RuntimeError):
-    """The device that was asked for cannot be used."""
+    """The requested device cannot be used."""
 
 
 class ModelError(MlmInferError, ValueError):
@@ -89,4 +89,4 @@ class ModelError(MlmInferError, ValueError):
 
 
 class ExportError(MlmInferError, RuntimeError):
-    """An export that failed, or whose answers differ from those of PyTorch."""
+    """An export that failed, or whose answers differ from PyTorch's."""

@@ -1,4 +1,4 @@
-"""`MaskFiller`: opens a bundle and fills masks."""
+"""`MaskFiller`: opens a model and fills masks."""
 
 import logging
 import re
@@ -45,7 +45,7 @@ _MOST_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class FillerInfo:
-    """What a `MaskFiller` runs.
+    """Describes the model that a `MaskFiller` runs.
 
     Attributes:
         path: The bundle.
@@ -54,11 +54,11 @@ class FillerInfo:
         backend: `onnx` or `torchscript`.
         precision: `fp32`, `fp16` or `int8`.
         provider: ONNX Runtime's execution provider, or TorchScript and its device.
-        mask_token: The mask as this model spells it; `[MASK]` and `<mask>` are taken as well.
-        max_length: Most tokens a text may have.
-        vocab_size: Tokens to choose from.
-        cpu: Kind of this processor: `avx2`, `avx512`, `avx512_vnni` or `arm64`. int8 is right on all, and fastest
-            on the last two.
+        mask_token: The model's own mask token; `[MASK]` and `<mask>` are accepted as well.
+        max_length: Maximum number of tokens in a text.
+        vocab_size: Size of the vocabulary.
+        cpu: Type of this processor: `avx2`, `avx512`, `avx512_vnni` or `arm64`. int8 gives the same answers on all
+            of them and is fastest on the last two.
     """
 
     path: Path
@@ -76,31 +76,31 @@ class FillerInfo:
 class MaskFiller:
     """Fills masks with a model that `mlm-export` wrote, without torch.
 
-    Safe to share between threads. It can be pickled, and works in a forked process; there it opens the model anew.
+    Thread-safe. It can be pickled, and works in a forked process, where it opens the model again.
 
     Args:
         model: Folder of a bundle; None opens the small English model that ships with the package. Also accepts
             third-party models: a folder with a plain ONNX export (`model.onnx`, `onnx/model.onnx`,
             `model_quantized.onnx`) or such a file, which runs as it is; a checkpoint; or a Hub id of any of these.
-            With the extra [export] installed, plain exports and checkpoints are turned into bundles on first use
-            and kept in the cache folder, `MLM_INFER_CACHE` or mlm-infer in the user's.
-        device: `auto` (CUDA if it works, else the CPU), `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` (the fastest the bundle holds for the device), `fp32`, `fp16` or `int8`.
-        threads: Threads of one run; None takes all the processors this process may use. With torchscript it is
-            the number of the whole process, and None leaves it as it is.
-        backend: `auto` or `onnx`, or `torchscript`: such a file is code, which runs when it is opened.
-        self_test: Replay the known answers of the bundle, which tells whether this machine computes what the
-            exporting one did.
+            With the extra [export] installed, plain exports and checkpoints are converted to bundles on first use
+            and cached in `MLM_INFER_CACHE`, by default `mlm-infer` in the user's cache folder.
+        device: `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` (the fastest one in the bundle for the device), `fp32`, `fp16` or `int8`.
+        threads: Threads per run; None uses all processors available to this process. For TorchScript this sets the
+            thread count of the whole process, and None leaves it unchanged.
+        backend: `auto`, `onnx` or `torchscript`. A TorchScript file is code that runs when it is opened.
+        self_test: Replay the known answers of the bundle, to check that this machine reproduces the answers recorded
+            at the export.
         revision: Branch, tag or commit on the Hub.
-        local_files_only: Download nothing, as with the environment variable `HF_HUB_OFFLINE`.
+        local_files_only: Do not download anything, as with the environment variable `HF_HUB_OFFLINE`.
 
     Raises:
-        InputError: An argument is out of its range, or the bundle lacks that precision or backend.
+        InputError: An argument is invalid, or the bundle lacks that precision or backend.
         BundleError: The bundle is missing, incomplete or damaged, its recorded answers cannot be reproduced, or the Hub
             or the cache folder cannot be used.
-        ModelError: It is no masked language model.
+        ModelError: It is not a masked language model.
         DeviceError: The device cannot be used.
-        DependencyError: What runs the model, ONNX Runtime or torch, is not installed, or [export] for a checkpoint.
+        DependencyError: The backend (ONNX Runtime or torch) is not installed, or [export] for a checkpoint.
         ExportError: The checkpoint cannot be exported.
     """
 
@@ -134,11 +134,13 @@ class MaskFiller:
         open_here = partial(
             open_backend, manifest, backend=backend, device=device, precision=precision, threads=threads
         )
+        # A fork while a session is being created would leave the child a half-initialized library.
         with no_forks():
             chosen, session = open_here(folder)
-        # Another process may have another working folder.
+        # Absolute: a forked process may have changed its working folder when it opens the model again.
         place = folder.absolute()
         predictor = Predictor(session, lambda: open_here(place)[1], manifest, folder)
+        # Fail now rather than in the first request if the graph does not match its manifest.
         try:
             predictor.check(encoder.encode([manifest.mask_token])[0])
         except InputError as error:
@@ -156,6 +158,8 @@ class MaskFiller:
             vocab_size=manifest.vocab_size,
             cpu=cpu_kind(),
         )
+        # Unpickling opens the same model: for a plain export the file that was selected, not its folder, and for a
+        # checkpoint or Hub id the bundle it became.
         plain = isinstance(manifest, ForeignManifest)
         again = None if model is None else place / manifest.models[chosen].file if plain else place
         self._arguments = (again, device, precision, threads, backend)
@@ -165,11 +169,11 @@ class MaskFiller:
             check_answers(folder, self.info.precision, answers, self._logprobs_of, exact=exact)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle where the model is and how it was opened; another process opens it for itself."""
+        """Pickle the path and the options; the receiving process opens the model itself."""
         return _reopen, self._arguments
 
     def _logprobs_of(self, text: str, ids: list[int]) -> list[dict[int, float]]:
-        """Return for each mask of a text the log-probabilities of tokens by id."""
+        """Return, for each mask of a text, the log-probabilities of the given token ids."""
         encoded = self._one_with_masks(text)
         wanted = [np.array(ids, np.int64)] * len(encoded.positions)
         (found,) = self.model.predictor.candidates([encoded], [wanted])
@@ -189,7 +193,8 @@ class MaskFiller:
         self.close()
 
     def close(self) -> None:
-        """Give the model's memory back; calls after this raise InputError."""
+        """Release the model. Later calls raise InputError; running ones finish."""
+        # With the attribute gone, __getattr__ answers every later use with a clear error; popping is atomic.
         model = self.__dict__.pop("model", None)
         if model is not None:
             model.predictor.close()
@@ -200,7 +205,7 @@ class MaskFiller:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def count_tokens(self, text: str) -> int:
-        """Return how many tokens a text has, special ones included; `info.max_length` is the most there may be.
+        """Return the number of tokens in a text, special tokens included; `info.max_length` is the maximum.
 
         Args:
             text: Any text, with or without a mask.
@@ -221,27 +226,27 @@ class MaskFiller:
         renormalize: bool = False,
         long_text: LongText = "error",
     ) -> FillResult:
-        """Fill the masks of one text, each on its own.
+        """Fill the masks of one text, each independently of the others.
 
         Args:
-            text: A text with one or more masks, written `[MASK]`, `<mask>` or as the model's own.
-            top_k: Most predictions per mask.
-            targets: Words to choose among, each one token of the model; with or without a leading space. Text that
-                the model has no token for (an emoji, to most English models) is an error.
-            allow: Words that may be given; those that are no single token are passed over.
-            deny: Words that are never given.
-            words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
-            pattern: Regular expression that the word has to match as a whole.
-            min_score: Least probability of a prediction, from 0 to 1; there may be fewer than `top_k`.
-            renormalize: Scores over what may be given instead of the whole vocabulary.
-            long_text: `error`, or `window` to show the model only the surroundings of each mask where the text
-                has more tokens than it takes; `MaskResult.window` says which.
+            text: A text with one or more masks, written as `[MASK]`, `<mask>` or the model's own mask token.
+            top_k: Maximum number of predictions per mask.
+            targets: Predict only these words, each of which must be one token; with or without a leading space. Text
+                without a token in the vocabulary (an emoji, in most English models) is an error.
+            allow: Permitted words; words that are not a single token are ignored.
+            deny: Excluded words.
+            words_only: Exclude special tokens, punctuation, numbers and tokens that continue a word.
+            pattern: Regular expression that must match the whole word.
+            min_score: Minimum probability of a prediction, from 0 to 1; there may be fewer than `top_k`.
+            renormalize: Normalize the scores over the permitted tokens instead of the whole vocabulary.
+            long_text: `error`, or `window` to predict each mask from the window around it if the text has more
+                tokens than the model accepts; `MaskResult.window` gives the window.
 
         Returns:
             One result per mask; scores are probabilities, `logprob` their natural logarithm.
 
         Raises:
-            InputError: The text or an argument cannot be used.
+            InputError: The text or an argument is invalid.
         """
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string, or a list to fill_batch")
@@ -263,17 +268,17 @@ class MaskFiller:
         texts: Sequence[str],
         **options: Unpack[FillKeywords],
     ) -> list[FillResult]:
-        """Fill the masks of many texts; texts of like length share a run of the model.
+        """Fill the masks of many texts; texts of similar length share runs of the model.
 
         Args:
             texts: The texts, as for `fill`.
             **options: As for `fill`.
 
         Returns:
-            One result a text, in the order given; an empty list for no texts.
+            One result per text, in the given order; an empty list for no texts.
 
         Raises:
-            InputError: A text or an argument cannot be used; the message says which.
+            InputError: A text or an argument is invalid; the message says which.
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings, or one string to fill")
@@ -305,19 +310,19 @@ class MaskFiller:
         on_error: OnError = "raise",
         **options: Unpack[FillKeywords],
     ) -> Iterator[FillResult] | Iterator[FillResult | InputError]:
-        """Fill texts as they come, with bounded memory, on an iterator of any length.
+        """Fill the texts of an iterator of any length, in bounded memory.
 
         Args:
-            texts: The texts; up to 512, or two million characters, are taken ahead of what was answered. An error that
-                the iterator raises comes through after the answers to what came before it.
-            on_error: `raise`, or `return` to get the error of a text, with its number, in place of its result.
+            texts: The texts; the iterator is read ahead by at most 512 texts or two million characters. An exception
+                from it is raised after the results of all earlier texts.
+            on_error: `raise`, or `return` to yield the error of a text, with its number, in place of its result.
             **options: As for `fill`.
 
         Returns:
-            An iterator over one result a text, in the order given. Arguments are checked at once.
+            An iterator over one result per text, in the given order. Arguments are checked immediately.
 
         Raises:
-            InputError: An argument cannot be used.
+            InputError: An argument is invalid.
         """
         if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise InputError(f"texts is a {type(texts).__name__}; give an iterable of strings")
@@ -333,28 +338,28 @@ class MaskFiller:
         others: Others = "left_to_right",
         normalize: bool = False,
     ) -> RankResult:
-        """Order words or phrases of any number of tokens in the place of a mask.
+        """Rank words or phrases of any number of tokens as fillings of a mask.
 
-        A candidate of n tokens takes the place of the mask as n tokens, and is scored by the sum of their
-        log-probabilities. What a token sees of the candidate's others is yours to choose:
+        A candidate of n tokens replaces the mask by n tokens and is scored by the sum of their log-probabilities.
+        `others` sets which other tokens of the candidate are visible when one token is scored:
 
-        * `left_to_right`: those before it; those after it are masked. By the chain rule this is a probability of
-          the candidate among all of its length (as within words in Kauf and Ivanova 2023).
-        * `masked`: none. The cheapest: one run of the model for each length.
-        * `visible`: all (Salazar et al. 2020). Favours candidates whose parts foretell each other.
+        * `left_to_right`: those before it; those after it are masked. By the chain rule the result is a probability
+          distribution over all candidates of the same length (as within words in Kauf and Ivanova 2023).
+        * `masked`: none. The cheapest: one run of the model per candidate length.
+        * `visible`: all (Salazar et al. 2020). Favours candidates whose tokens predict each other.
 
         Args:
-            text: A text with masks; the others stay masks while one is ranked.
-            candidates: Words or phrases; where there are several masks, a list of them for each. One that holds text
-                that the model has no token for is an error: all such text would score alike.
+            text: A text with masks; while one mask is ranked, the others stay masked.
+            candidates: Words or phrases; for several masks, one list per mask. A candidate with text that has no token
+                in the vocabulary is an error, since all such text would get the same score.
             others: See above.
-            normalize: Order by the mean log-probability of a token, which is kinder to long candidates.
+            normalize: Rank by the mean log-probability per token, which penalizes long candidates less.
 
         Returns:
-            The candidates of each mask, best first; a candidate given twice is there twice.
+            The candidates of each mask, best first, including duplicates.
 
         Raises:
-            InputError: The text or a candidate cannot be used, or there are not as many lists as masks.
+            InputError: The text or a candidate is invalid, or the number of lists is not the number of masks.
         """
         encoded = self._one_with_masks(text)
         lists = _lists_of_words(candidates, len(encoded.positions))
@@ -373,27 +378,28 @@ class MaskFiller:
         deny: Collection[str] | None = None,
         words_only: bool = False,
     ) -> list[Infilling]:
-        """Fill all masks of a text together, each given what was filled before it.
+        """Fill all masks of a text jointly, each conditioned on those filled before it.
 
-        A beam search: in each kept text one mask is filled with its best tokens, and the best of all of those
-        are kept. `[MASK:3]` stands for three masks in a row, `[MASK:1-4]` for one to four: each length is
-        searched, and fillings of different lengths are compared by the mean log-probability of a token.
+        A beam search: each step fills one mask of every kept text with its top-k tokens and keeps the best of the
+        resulting texts. `[MASK:3]` stands for three consecutive masks, `[MASK:1-4]` for one to four. Each length is
+        searched; fillings of different lengths are compared by the mean log-probability per token.
 
         Args:
             text: A text with masks and spans.
-            top_k: Most fillings to return; there are at most `beam_size` for each combination of lengths, and
-                with a single mask as many as `fill` would give.
-            beam_size: How many unfinished fillings are kept; 1 is a greedy search.
-            order: `confidence` fills the mask next whose best token is the most probable; `left_to_right` the first.
-            allow: Words that may be given, as for `fill`.
-            deny: Words that are never given.
-            words_only: Whole words alone.
+            top_k: Maximum number of fillings to return; there are at most `beam_size` for each combination of lengths,
+                and with a single mask as many as `fill` would return.
+            beam_size: Number of partial fillings to keep; 1 is a greedy search.
+            order: Which mask to fill next: `confidence`, the one with the most probable top-1 prediction, or
+                `left_to_right`.
+            allow: Permitted words, as for `fill`.
+            deny: Excluded words.
+            words_only: Whole words only, as for `fill`.
 
         Returns:
             The fillings found, best first.
 
         Raises:
-            InputError: The text or an argument cannot be used.
+            InputError: The text or an argument is invalid.
         """
         top_k = check_top_k(self.model, top_k)
         beam_size = whole_number("beam_size", beam_size, least=1, most=_WIDEST_BEAM)
@@ -415,21 +421,21 @@ class MaskFiller:
     def score(
         self, texts: Sequence[str], *, method: ScoreMethod = "pll", long_text: LongText = "error"
     ) -> list[ScoreResult]:
-        """Score complete texts by their pseudo-log-likelihood: the sum over tokens of log p(token | the others).
+        """Score complete texts by their pseudo-log-likelihood: the sum over tokens of log p(token | all others).
 
         Args:
             texts: Texts without masks.
-            method: `pll` masks one token at a time (Salazar et al. 2020); `pll_word_l2r` masks with it those that
-                follow in its word (Kauf and Ivanova 2023), which does not favour long rare words.
+            method: `pll` masks one token at a time (Salazar et al. 2020); `pll_word_l2r` also masks the tokens that
+                follow it in its word (Kauf and Ivanova 2023), which does not favour long rare words.
             long_text: `error`, or `window` to predict each token of a long text from the window around it.
 
         Returns:
-            For each text its tokens with their natural log-probabilities, their sum and pseudo-perplexity; that
-            of a corpus is `math.exp(-sum(r.logprob for r in results) / sum(len(r.tokens) for r in results))`.
-            Text that the model has no token for is scored as its unknown token; `TokenScore.unknown` says so.
+            For each text, its tokens with their log-probabilities, the sum, and the pseudo-perplexity. That of a corpus
+            is `math.exp(-sum(r.logprob for r in results) / sum(len(r.tokens) for r in results))`. Text without a token
+            in the vocabulary is scored as the unknown token, which `TokenScore.unknown` marks.
 
         Raises:
-            InputError: A text or an argument cannot be used; the message says which.
+            InputError: A text or an argument is invalid; the message says which.
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings")
@@ -438,19 +444,20 @@ class MaskFiller:
         return list(score_texts(self.model, texts, method=method, long_text=long_text))
 
     def __call__(self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None) -> list[Any]:
-        """Answer exactly as `transformers.pipeline("fill-mask")` does.
+        """Return exactly what `transformers.pipeline("fill-mask")` returns.
 
         Args:
-            inputs: One text or a list; a list of one text is answered as that text alone.
-            top_k: Predictions per mask, capped to the number of targets.
-            targets: Words to choose among; of one that is no token, its first piece is taken, with a warning.
+            inputs: One text or a list; a list of one text gives the same result as the text itself.
+            top_k: Predictions per mask, capped at the number of targets.
+            targets: Predict only these words; a word that is not a token is replaced by its first piece, with a
+                warning.
 
         Returns:
-            For one text with one mask, a list of dictionaries with `score`, `token`, `token_str` and
-            `sequence`; with several masks, such a list for each mask; for a list of texts, one of these each.
+            For one text with one mask, a list of dictionaries with `score`, `token`, `token_str` and `sequence`; for
+            several masks, one such list per mask; for a list of texts, one of these per text.
 
         Raises:
-            InputError: A text or an argument cannot be used. It is a ValueError.
+            InputError: A text or an argument is invalid. It is a ValueError, as in the pipeline.
         """
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, list):

@@ -1,4 +1,4 @@
-"""What is in a bundle, and whether all of it is right."""
+"""`mlm-export info` and `mlm-export verify`: the content of a bundle, and its verification."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,11 +21,11 @@ class ModelDescription:
 
     Attributes:
         bytes: Size of graph and weights.
-        cpu: Kind of processor that an older version made it for, if it did.
-        layers: How many layers were quantized in which way, embeddings included.
-        known_answers: How many inputs are recorded with their answers.
-        top1: Share of single-mask sentences with PyTorch's best token.
-        perplexity_change: On these sentences, relative to PyTorch.
+        cpu: Type of processor for an int8 model of an older version; None for a portable model.
+        layers: Number of layers by quantization scheme, embeddings included.
+        known_answers: Number of recorded inputs with answers.
+        top1: Top-1 agreement with PyTorch on single-mask sentences.
+        perplexity_change: Relative change of perplexity on these sentences, compared with PyTorch.
     """
 
     bytes: int
@@ -38,17 +38,17 @@ class ModelDescription:
 
 @dataclass(frozen=True, slots=True)
 class BundleDescription:
-    """What a manifest says, in short.
+    """Summary of a manifest.
 
     Attributes:
         source: The checkpoint that was exported.
-        revision: Its revision, where it came from a hub.
+        revision: Its revision, if it came from a hub.
         architecture: Its `model_type`.
-        mask_token: The mask as this model spells it.
-        max_length: Most tokens a text may have.
-        vocab_size: Tokens to choose from.
-        schema: Version of the manifest's layout as it was read.
-        models: By precision.
+        mask_token: The model's mask token.
+        max_length: Maximum number of tokens in a text.
+        vocab_size: Size of the vocabulary.
+        schema: Schema version of the manifest.
+        models: Models by precision.
         created_with: Versions of the packages that made the bundle.
     """
 
@@ -63,7 +63,7 @@ class BundleDescription:
     created_with: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the description as JSON can hold it."""
+        """Return the description as a dictionary that can be written as JSON."""
         return asdict(self)
 
     def text(self) -> str:
@@ -97,13 +97,13 @@ class BundleDescription:
 
 
 def describe_bundle(folder: Path) -> BundleDescription:
-    """Tell what a bundle holds, from its manifest alone.
+    """Describe a bundle from its manifest alone.
 
     Args:
         folder: The bundle.
 
     Raises:
-        BundleError: It is no bundle, or its manifest is broken.
+        BundleError: The folder is not a bundle, or its manifest is invalid.
     """
     manifest = read_manifest(folder)
     models = {}
@@ -141,13 +141,13 @@ def verify_bundle(folder: Path, *, torchscript: bool = False) -> Iterator[str]:
 
     Args:
         folder: The bundle.
-        torchscript: Open a TorchScript model as well, which runs the code in it.
+        torchscript: Also open a TorchScript model, which runs the code in it.
 
     Yields:
-        A line for each thing that was found right.
+        A line for each check that passed.
 
     Raises:
-        BundleError: Something is off; the message names the file.
+        BundleError: A check failed; the message names the file.
     """
     manifest = read_manifest(folder)
     for name, stored in sorted(manifest.files.items()):
@@ -157,6 +157,7 @@ def verify_bundle(folder: Path, *, torchscript: bool = False) -> Iterator[str]:
         if precision == TORCHSCRIPT and not torchscript:
             yield f"{precision}: not opened, since it is code; if you trust who made it, take --torchscript"
             continue
+        # An int8 model of an older version overflows here, so its known answers cannot be reproduced on this machine.
         foreign = model.overflows and not multiplies_bytes()
         open_named(folder, precision, self_test=not foreign).close()
         yield f"{precision}: " + (

@@ -1,4 +1,4 @@
-"""The options of a fill: what each means, its default, and its check."""
+"""The options of `fill`: meaning, default and validation."""
 
 import difflib
 import re
@@ -17,24 +17,24 @@ __all__ = ["FillKeywords", "FillOptions", "check_names", "fill_options"]
 
 @dataclass(frozen=True, slots=True)
 class FillOptions:
-    """How to fill masks.
+    """Options of `fill`.
 
     Attributes:
-        top_k: Most predictions per mask, from 1 to the size of the vocabulary.
-        targets: Words to choose among, each one token of the model; with or without a leading space. Text that the
-            model has no token for (an emoji, to most English models) is an error.
-        allow: Words that may be given; those that are no single token are passed over.
-        deny: Words that are never given.
-        words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
-        pattern: Regular expression that the word has to match as a whole.
-        min_score: Least probability of a prediction, from 0 to 1; there may be fewer than `top_k`.
-        renormalize: Scores over what may be given instead of the whole vocabulary.
-        long_text: `error`, or `window` to show the model only the surroundings of each mask where the text has more
-            tokens than it takes; `MaskResult.window` says which.
-        restriction: Which tokens the options above leave.
+        top_k: Maximum number of predictions per mask, from 1 to the size of the vocabulary.
+        targets: Predict only these words, each of which must be one token; with or without a leading space. Text
+            without a token in the vocabulary (an emoji, in most English models) is an error.
+        allow: Permitted words; words that are not a single token are ignored.
+        deny: Excluded words.
+        words_only: Exclude special tokens, punctuation, numbers and tokens that continue a word.
+        pattern: Regular expression that must match the whole word.
+        min_score: Minimum probability of a prediction, from 0 to 1; there may be fewer than `top_k`.
+        renormalize: Normalize the scores over the permitted tokens instead of the whole vocabulary.
+        long_text: `error`, or `window` to predict each mask from the window around it if the text has more tokens than
+            the model accepts; `MaskResult.window` gives the window.
+        restriction: The filters above, validated.
 
     Raises:
-        InputError: A value cannot be used.
+        InputError: A value is invalid.
     """
 
     top_k: int = 5
@@ -57,7 +57,7 @@ class FillOptions:
 
 
 class FillKeywords(TypedDict, total=False):
-    """The fields of `FillOptions` as keyword arguments, which editors and mypy check by name."""
+    """The fields of `FillOptions` as typed keyword arguments, which editors and mypy check by name."""
 
     top_k: int
     targets: str | Sequence[str] | None
@@ -71,20 +71,20 @@ class FillKeywords(TypedDict, total=False):
 
 
 def fill_options(keywords: Mapping[str, Any]) -> FillOptions:
-    """Return the options that keyword arguments stand for.
+    """Return the options given as keyword arguments.
 
     Args:
-        keywords: `FillKeywords`, as a method got them.
+        keywords: `FillKeywords`, as passed to a method.
 
     Raises:
-        InputError: A name or a value cannot be used.
+        InputError: A name or a value is invalid.
     """
     check_names(keywords)
     return FillOptions(**keywords)
 
 
 def check_names(keywords: Mapping[str, Any]) -> None:
-    """Raise InputError where a keyword argument is no option, and name the nearest that is."""
+    """Raise InputError for a keyword argument that is not an option, and suggest the closest one."""
     known = FillKeywords.__annotations__
     for name in keywords:
         if name not in known:

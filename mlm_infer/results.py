@@ -1,4 +1,4 @@
-"""What the methods of a `MaskFiller` give: frozen, typed, and of the same shape for one mask and for many."""
+"""The results of a `MaskFiller`: frozen, typed, with the same structure for one mask and for several."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -19,12 +19,12 @@ Span = tuple[int, int]
 
 
 class _AsDict:
-    """Results turn into what JSON can hold."""
+    """Conversion of a result to plain dictionaries."""
 
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON can hold it."""
+        """Return the result as a dictionary that can be written as JSON."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
@@ -33,13 +33,13 @@ class Prediction:
     """One token for one mask.
 
     Attributes:
-        token: The token as the vocabulary spells it, such as `##ing` or `Ġspiral`.
+        token: The token as spelled in the vocabulary, such as `##ing` or `Ġspiral`.
         token_id: Its id.
-        text: The token without its tokenizer's marker, such as `ing` or `spiral`.
-        starts_word: Whether the token begins a word, by that marker.
-        score: Its probability, over the whole vocabulary unless `renormalize` was asked for.
-        logprob: The natural logarithm of that.
-        sequence: The user's text with this mask replaced, its case and spacing kept.
+        text: The token without the tokenizer's word marker, such as `ing` or `spiral`.
+        starts_word: Whether the token begins a word, according to that marker.
+        score: Its probability, normalized over the whole vocabulary unless `renormalize` is set.
+        logprob: The natural logarithm of the probability.
+        sequence: The user's text with this mask replaced; case and spacing are kept.
     """
 
     token: str
@@ -56,10 +56,10 @@ class MaskResult:
     """The predictions for one mask.
 
     Attributes:
-        position: Index of the mask among the text's tokens, the special ones included.
-        span: Where the mask stands in the user's text: first character, and the one after the last.
-        predictions: Best first.
-        window: The characters of the text that the model saw, where the text was too long; None for all.
+        position: Index of the mask among the tokens of the text, special tokens included.
+        span: Start and end of the mask in the user's text, in characters; the end is exclusive.
+        predictions: Predictions, best first.
+        window: Start and end of the part of the text that the model saw, if the text was too long; else None.
     """
 
     position: int
@@ -73,7 +73,7 @@ class FillResult(_AsDict):
     """The answer for one text.
 
     Attributes:
-        text: The text as it was given.
+        text: The input text.
         masks: One result per mask, in the order of the text.
     """
 
@@ -83,15 +83,15 @@ class FillResult(_AsDict):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A word or phrase in the place of a mask.
+    """A word or phrase as a filling of a mask.
 
     Attributes:
-        text: As it was given.
-        tokens: Its tokens as the vocabulary spells them.
-        logprobs: The log-probability of each.
+        text: The candidate as given.
+        tokens: Its tokens as spelled in the vocabulary.
+        logprobs: The log-probability of each token.
         logprob: Their sum.
-        score: What candidates are ordered by: the sum, or the mean with `normalize=True`.
-        sequence: The user's text with the candidate in the mask's place.
+        score: The ranking criterion: the sum, or the mean with `normalize=True`.
+        sequence: The user's text with the mask replaced by the candidate.
     """
 
     text: str
@@ -104,11 +104,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class RankResult(_AsDict):
-    """Candidates in order, for each mask of a text.
+    """Ranked candidates for each mask of a text.
 
     Attributes:
-        text: The text as it was given.
-        masks: For each mask its candidates, best first.
+        text: The input text.
+        masks: For each mask, its candidates, best first.
     """
 
     text: str
@@ -117,14 +117,14 @@ class RankResult(_AsDict):
 
 @dataclass(frozen=True, slots=True)
 class Infilling(_AsDict):
-    """All masks of a text filled together.
+    """A joint filling of all masks of a text.
 
     Attributes:
         sequence: The user's text with every mask replaced.
-        fillings: What came in the place of each mask.
-        tokens: The tokens of each.
-        logprob: Sum of the log-probabilities of the tokens, each given those that were filled before it.
-        score: Mean of them, by which fillings of different lengths are compared.
+        fillings: The filling of each mask.
+        tokens: The tokens of each filling.
+        logprob: Sum of the log-probabilities of the tokens, each conditioned on those filled before it.
+        score: Their mean, by which fillings of different lengths are compared.
     """
 
     sequence: str
@@ -139,12 +139,12 @@ class TokenScore:
     """One token of a scored text.
 
     Attributes:
-        token: The token as the vocabulary spells it.
+        token: The token as spelled in the vocabulary.
         token_id: Its id.
-        span: Where it stands in the text: first character, and the one after the last.
-        logprob: Its natural log-probability in its place.
-        unknown: Whether it stands for text that the model has no token for. Its log-probability is then that of
-            any such text: "nice 😀" and "nice 🎉" score alike.
+        span: Start and end of the token in the text, in characters; the end is exclusive.
+        logprob: Its natural log-probability.
+        unknown: Whether it is the unknown token, which stands for all text without a token in the vocabulary:
+            "nice 😀" and "nice 🎉" get the same score.
     """
 
     token: str
@@ -159,8 +159,8 @@ class ScoreResult(_AsDict):
     """The pseudo-log-likelihood of a text.
 
     Attributes:
-        text: The text as it was given.
-        tokens: Its tokens, special ones left out.
+        text: The input text.
+        tokens: Its tokens, without special tokens.
         logprob: Sum of their log-probabilities.
     """
 
@@ -170,5 +170,5 @@ class ScoreResult(_AsDict):
 
     @property
     def pseudo_perplexity(self) -> float:
-        """Exponential of the mean negative log-probability of a token."""
+        """Exponential of the mean negative log-probability per token."""
         return math.exp(-self.logprob / len(self.tokens))

@@ -1,8 +1,8 @@
-"""Ask for every device and precision under every installation, and print what comes of it: docs/devices.md.
+"""Opens a bundle on every device, with every precision, in every installation, and prints docs/devices.md.
 
     python tools/devices.py > docs/devices.md
 
-Each installation is an environment of its own, made for the purpose (a few minutes, 250 MB to download).
+Each installation is a virtual environment made for the purpose (a few minutes, 250 MB to download).
 """
 
 import ctypes
@@ -29,10 +29,12 @@ DEVICES = ("auto", "cpu", "cuda")
 MODELS = ("auto", "fp32", "fp16", "int8", "torchscript")
 HEADER = """# Devices
 
-What `MaskFiller(bundle, device=..., precision=...)` does under each installation, for a bundle that holds all of
-fp32, fp16, int8 and TorchScript (`backend="torchscript"`). Made by `python tools/devices.py > docs/devices.md`,
-which builds each installation and asks; where a cell names a provider, the bundle's known answers came out right on
-it. A number is that of a message below: of an error in bold, of a line in the log otherwise.
+The result of `MaskFiller(bundle, device=..., precision=...)` for each installation. The bundle contains fp32, fp16,
+int8 and TorchScript; the last column uses `backend="torchscript"`. `python tools/devices.py > docs/devices.md`
+generates this document: it builds each installation and opens the bundle in it.
+
+A cell names the execution provider and the precision that ran; the bundle's known answers were reproduced on it.
+Numbers refer to the messages below: bold for an error, plain for a log line.
 """
 PROBE = """
 import json, logging, re, sys
@@ -95,13 +97,13 @@ def install(python: Path, *requirements: str) -> None:
 
 
 def false_driver(folder: Path) -> dict[str, str]:
-    """Put some library in the place of the driver, which nothing gets as far as to ask, and return what finds it."""
+    """Put another library in the place of the driver, whose functions are never called; return the loader's setting."""
     shutil.copy(next(Path("/").glob("lib*/**/libm.so.6")), folder / "libcuda.so.1")
     return {"LD_LIBRARY_PATH": str(folder)}
 
 
 def probe(python: str | Path, bundle: Path, environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """Ask for every device and model under an installation."""
+    """Open the bundle on every device with every model, in one installation."""
     command = [str(python), "-c", PROBE, str(bundle), json.dumps(DEVICES), json.dumps(MODELS)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd="/", env=os.environ | (environment or {})
@@ -111,7 +113,7 @@ def probe(python: str | Path, bundle: Path, environment: dict[str, str] | None =
 
 
 def installations(work: Path) -> Iterator[tuple[str, Callable[[Path], list[dict[str, Any]]]]]:
-    """Yield the title of each installation, and what asks it about a bundle."""
+    """Yield the title of each installation, and a function that probes a bundle in it."""
     yield "`[cpu,torchscript]`", lambda bundle: probe(sys.executable, bundle)
     bare = make_environment(work / "bare", str(ROOT))
     yield "neither `[cpu]` nor `[gpu]`", lambda bundle: probe(bare, bundle)
@@ -142,7 +144,7 @@ def rows(title: str, found: list[dict[str, Any]], messages: Messages, bundle: Pa
 
 
 def plain(line: str, bundle: Path) -> str:
-    """Leave out where the bundle is, and what this machine's loader says."""
+    """Replace the path of the bundle."""
     return line.replace(str(bundle), "bundle")
 
 
@@ -168,7 +170,7 @@ def main() -> None:
     click.echo("\n".join(lines))
     click.echo("\n" + "\n".join(f"{number}. `{message}`" for number, message in enumerate(messages.seen, 1)))
     if not has_driver():
-        click.echo("\n**An NVIDIA GPU was not there when this was made: nothing of it was run on one.**")
+        click.echo("\n**This document was generated on a machine without an NVIDIA GPU: nothing in it ran on one.**")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Provoke every fault there is a message for, and print what the user sees: docs/faults.md.
+"""Provokes every fault that has a message and prints what the user sees: docs/faults.md.
 
     python tools/faults.py > docs/faults.md
 
-Each fault is made in a scratch folder with a copy of the shipped bundle in `bundle` and a tiny checkpoint in
-`checkpoint`, and met by a real command.
+Each fault is prepared in a scratch folder with a copy of the package's bundle in `bundle` and a tiny checkpoint in
+`checkpoint`. A real command then runs into it.
 """
 
 import json
@@ -39,12 +39,12 @@ TRAIN = "mlm-train --model checkpoint --data text.txt --output out --block-size 
 EXPORT = "mlm-export checkpoint out"
 TESTED = "python -c \"from mlm_infer import MaskFiller; MaskFiller('bundle', self_test=True)\""
 
-HEADER = """# Faults
+HEADER = """# Error messages
 
-What goes wrong, and the line that a user sees. `python tools/faults.py > docs/faults.md` makes this table: it
-provokes each fault and runs the command; a test holds the table to it. In Python the same text is the message of
-an exception (see [guide.md](guide.md)). Commands leave with status 2 for wrong usage and 1 for the rest. The
-model hub is switched off meanwhile (`HF_HUB_OFFLINE=1`).
+Common faults, and the line that the user sees for each. `python tools/faults.py > docs/faults.md`
+generates this document: it provokes each fault and runs the command. A test keeps the document up to date. In Python
+the same text is the message of an exception (see [guide.md](guide.md)). Commands exit with status 2 for wrong usage and
+with status 1 otherwise. The model hub is switched off (`HF_HUB_OFFLINE=1`).
 """
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -213,7 +213,7 @@ NO_EXPORT = (
 )
 
 GROUPS: dict[str, list[Fault]] = {
-    "A bundle": [
+    "Bundles": [
         Fault("no such folder", nothing, 'mlm-fill "A [MASK]." -m nowhere'),
         Fault("an empty folder", lambda folder: (folder / "empty").mkdir(), 'mlm-fill "A [MASK]." -m empty'),
         *(
@@ -234,20 +234,20 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("a field missing", edit(lambda v: v.pop("mask_id"))),
         Fault("a field of the wrong type", edit(lambda v: v.update(inputs="input_ids"))),
         Fault("an id outside the vocabulary", edit(lambda v: v.update(pad_id=v["vocab_size"]))),
-        Fault("a length that is none", edit(lambda v: v.update(max_length=-1))),
+        Fault("an invalid length", edit(lambda v: v.update(max_length=-1))),
         Fault("an unknown input", edit(lambda v: v["inputs"].append("position_ids"))),
         Fault("a file outside the folder", edit(lambda v: v["files"].update({"../x": v["files"][GRAPH]}))),
         Fault("a link out of the folder", outside),
-        Fault("a graph that asks for another file", rewrite(GRAPH, steal, forge=True)),
+        Fault("a graph that refers to another file", rewrite(GRAPH, steal, forge=True)),
         Fault("a tokenizer for another model", edit(lambda v: v.update(mask_id=104))),
-        Fault("TorchScript alone", edit(torchscript_alone)),
-        Fault("a tokenizer that doubles a letter forty times", rewrite(TOKENIZER, doubled, forge=True)),
-        Fault("random embeddings, hashes put right", shuffle, "mlm-export verify bundle"),
+        Fault("TorchScript only", edit(torchscript_alone)),
+        Fault("a tokenizer that doubles a character forty times", rewrite(TOKENIZER, doubled, forge=True)),
+        Fault("random embeddings with matching hashes", shuffle, "mlm-export verify bundle"),
         Fault("no known answers, `self_test=True`", edit(lambda v: v.update(known_answers={})), TESTED),
     ],
-    "Other people's models": [
+    "Third-party models": [
         Fault("a checkpoint, without [export]", nothing, NO_EXPORT),
-        Fault("an encoder without its head", headless, 'mlm-fill "A [MASK]." -m encoder'),
+        Fault("an encoder without a head", headless, 'mlm-fill "A [MASK]." -m encoder'),
         Fault(
             "a cache folder that cannot be written",
             nothing,
@@ -262,14 +262,16 @@ GROUPS: dict[str, list[Fault]] = {
         ),
         Fault("a plain export without its tokenizer", lambda f: plain_export(f, without=TOKENIZER), PLAIN),
         Fault("a plain export without its settings", lambda f: plain_export(f, without="config.json"), PLAIN),
-        Fault("a plain export of an encoder", lambda f: plain_export(f, output="last_hidden_state"), PLAIN),
+        Fault(
+            "a plain export of an encoder without a head", lambda f: plain_export(f, output="last_hidden_state"), PLAIN
+        ),
     ],
-    "A text or an option": [
+    "Texts and options": [
         Fault("no text", nothing, "mlm-fill"),
         Fault("no mask", nothing, 'mlm-fill "A film."'),
         Fault("an empty text", nothing, 'mlm-fill ""'),
         Fault("too long", nothing, f'mlm-fill "{words(600)}"'),
-        Fault("a file that is not there", nothing, "mlm-fill -i nowhere.txt"),
+        Fault("a missing file", nothing, "mlm-fill -i nowhere.txt"),
         Fault("a file that is not UTF-8", put("x.txt", b"caf\xe9"), "mlm-fill -i x.txt"),
         Fault("`--top-k` out of range", nothing, 'mlm-fill "A [MASK]." -k 0'),
         Fault("a target of several tokens", nothing, 'mlm-fill "A [MASK]." -t wonderfullest'),
@@ -277,37 +279,37 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("an unknown device", nothing, f"{FILL} --device tpu"),
         Fault("CUDA, with the CPU's onnxruntime", nothing, f"{FILL} --device cuda"),
         Fault(
-            "int8 of an older version for a processor with VNNI, on one without",
+            "int8 that an older version made for VNNI, on a processor without it",
             edit(lambda v: v["models"]["int8"].update(cpu="avx512_vnni")),
             OLD_CPU,
         ),
     ],
-    "An export": [
+    "Export": [
         Fault("the output exists", lambda folder: (folder / "out").mkdir(), EXPORT),
         Fault("no such checkpoint", lambda folder: (folder / "empty").mkdir(), "mlm-export empty out"),
-        Fault("a model of another kind", other_model, "mlm-export gpt2 out"),
-        Fault("an encoder without its head", headless, "mlm-export encoder out"),
+        Fault("a checkpoint of another model type", other_model, "mlm-export gpt2 out"),
+        Fault("an encoder without a head", headless, "mlm-export encoder out"),
         Fault(
             "calibration text in another alphabet",
             put("kana.txt", ("\N{HIRAGANA LETTER A}\n" * 50).encode()),
             f"{EXPORT} --quantize --calibration-data kana.txt",
         ),
         Fault("no calibration text", nothing, f"{EXPORT} --quantize --calibration-data nowhere.txt"),
-        Fault("a pass that there is not", nothing, f"{EXPORT} --no-pass speed"),
-        Fault("a budget that int8 cannot meet", nothing, f"{EXPORT} --quantize --strict --min-agreement 1"),
-        Fault("int8 that would be no smaller", nothing, f"{EXPORT} --quantize --min-agreement 0.9999"),
+        Fault("an unknown graph pass", nothing, f"{EXPORT} --no-pass speed"),
+        Fault("an accuracy budget that int8 cannot meet", nothing, f"{EXPORT} --quantize --strict --min-agreement 1"),
+        Fault("int8 that would not be smaller", nothing, f"{EXPORT} --quantize --min-agreement 0.9999"),
         Fault("a full disk", nothing, "mlm-export checkpoint full/out"),
         Fault("a read-only folder", nothing, "mlm-export checkpoint locked/out"),
         Fault("killed, then used", killed(EXPORT, ".out.export-*/bundle"), 'mlm-fill "A [MASK]." -m out'),
-        Fault("another export was first", nothing, f"{EXPORT} & sleep 0.5; {EXPORT}; wait"),
+        Fault("another export finished first", nothing, f"{EXPORT} & sleep 0.5; {EXPORT}; wait"),
     ],
-    "A training": [
+    "Training": [
         Fault("no model", nothing, "mlm-train --data text.txt --output out"),
         Fault("the output exists", lambda folder: (folder / "out").mkdir(), TRAIN),
-        Fault("no such data", nothing, TRAIN.replace("text.txt", "nowhere.txt")),
-        Fault("a column that there is not", put("x.csv", b"body\nA film.\n"), TRAIN.replace("text.txt", "x.csv")),
+        Fault("missing data", nothing, TRAIN.replace("text.txt", "nowhere.txt")),
+        Fault("a missing column", put("x.csv", b"body\nA film.\n"), TRAIN.replace("text.txt", "x.csv")),
         Fault("an empty file", put("text.txt", b""), TRAIN),
-        Fault("blocks longer than the model takes", nothing, f"{TRAIN} --block-size 4096"),
+        Fault("blocks longer than the model accepts", nothing, f"{TRAIN} --block-size 4096"),
         Fault("nothing to resume", nothing, f"{TRAIN} --resume"),
         Fault("a full disk", nothing, TRAIN.replace("output ", "output full/")),
         Fault("a read-only folder", nothing, TRAIN.replace("output ", "output locked/")),

@@ -16,7 +16,7 @@ def figures() -> str:
     newest = max((ROOT / "benchmarks/results").glob("*.json"))
     results = json.loads(newest.read_text(encoding="utf-8"))
     shape = next(iter(results["shapes"]))
-    chart = f"![times as fast as the transformers pipeline](benchmarks/results/{newest.stem}.png)"
+    chart = f"![speed-up over the transformers pipeline](benchmarks/results/{newest.stem}.png)"
     return f"{markdown(results, [shape])}\n{chart}\n"
 
 

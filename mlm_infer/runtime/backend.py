@@ -1,4 +1,4 @@
-"""What runs a model: the interface that `MaskFiller` works with, and the choice of model, backend and device."""
+"""The backend interface, and the selection of model, backend and device."""
 
 import logging
 import re
@@ -26,10 +26,10 @@ _FASTEST_FIRST = {"cpu": ("int8", "fp32", "fp16"), "cuda": ("fp16", "fp32")}
 
 
 class Backend(Protocol):
-    """One model on one device. Safe to share between threads; its memory goes with the last reference to it.
+    """One model on one device. Thread-safe. Its memory is freed with the last reference.
 
     Attributes:
-        provider: What runs it and where, such as `CPUExecutionProvider`.
+        provider: The execution provider, such as `CPUExecutionProvider`.
     """
 
     provider: str
@@ -39,7 +39,7 @@ class Backend(Protocol):
 
         Args:
             outputs: Names of the outputs to fetch.
-            feeds: Input arrays by name; names that the model does not take are left out.
+            feeds: Input arrays by name, without any that the model does not take.
 
         Returns:
             The outputs in the order asked for.
@@ -48,29 +48,30 @@ class Backend(Protocol):
 
 
 class BackendType(Protocol):
-    """How a backend is opened."""
+    """Opens the models of one backend."""
 
     def __call__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> Backend:
         """Open a model file on the device `kind` (`cpu` or `cuda`) `number`.
 
         Raises:
-            DependencyError: The package that runs it is not installed.
+            DependencyError: The backend's package is not installed.
             DeviceError: The device cannot be used.
             BundleError: The file cannot be loaded.
         """
         ...
 
     def why_no_cuda(self) -> str | None:
-        """Return why CUDA cannot be tried at all, and what to install; None where it can be."""
+        """Return why CUDA is not available and what to install; None if it can be tried."""
         ...
 
     def version(self) -> str:
-        """Return the version of the package that runs models."""
+        """Return the version of the backend's package."""
         ...
 
 
 def backend_type(name: str) -> BackendType:
-    """Return what opens the models of a backend, without importing the other's packages."""
+    """Return the opener of a backend."""
+    # Imported here: neither backend may need the package of the other.
     if name == "torchscript":
         from .torchscript import TorchScript
 
@@ -83,21 +84,21 @@ def backend_type(name: str) -> BackendType:
 def open_backend(
     manifest: Manifest, folder: Path, *, backend: str, device: str, precision: str, threads: int | None
 ) -> tuple[str, Backend]:
-    """Choose a model of a bundle and open it, after checking its files.
+    """Select a model of a bundle, check its files and open it.
 
     Args:
-        manifest: Of the bundle.
+        manifest: The bundle's manifest.
         folder: The bundle.
-        backend: `auto`, which is ONNX Runtime, or one of `BACKENDS`. A TorchScript file is code.
+        backend: `auto` (ONNX Runtime) or one of `BACKENDS`. A TorchScript file is code and is never selected by `auto`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` or one that the bundle holds.
-        threads: Threads of one run, or None.
+        precision: `auto` or one that the bundle contains.
+        threads: Threads per run, or None.
 
     Returns:
-        The model's name in the manifest, and what runs it.
+        The model's name in the manifest, and the open backend.
 
     Raises:
-        InputError: An argument is none of these, or the bundle lacks what is asked for.
+        InputError: An argument is invalid, or the bundle lacks the requested model.
         DeviceError: The device cannot be used, or not with this precision.
         BundleError: A file is missing or damaged.
         DependencyError: The package that runs the model is not installed.
@@ -108,6 +109,7 @@ def open_backend(
     why_not = None if kind == "cpu" else opener.why_no_cuda()
     if kind == "cuda" and why_not:
         raise DeviceError(f"device is {device!r}, but {why_not}")
+    # `auto` tries CUDA first. A device for which the bundle has no suitable precision is skipped.
     kinds = [kind] if kind != "auto" else ["cpu"] if why_not else ["cuda", "cpu"]
     choices = [(each, found) for each in kinds if (found := _choose_model(manifest, name, precision, each, folder))]
     if not choices:
@@ -115,6 +117,7 @@ def open_backend(
             f"{folder} holds {', '.join(manifest.models)}, and int8 is made for the CPU: for CUDA export fp16 with "
             "mlm-export MODEL OUT --precision fp16, or take device='cpu'"
         )
+    # Only `auto` has two choices. CUDA may be installed and still fail to start, so its error selects the next choice.
     for kind, chosen in choices[:-1]:
         try:
             return chosen, _open(manifest, folder, opener, chosen, kind, number, threads)
@@ -128,11 +131,13 @@ def _open(
     manifest: Manifest, folder: Path, opener: BackendType, chosen: str, kind: str, number: int, threads: int | None
 ) -> Backend:
     files = manifest.models[chosen]
+    # The files are checked and opened by name: `unchanged` rejects one that is replaced in between.
     with unchanged(folder, files.names):
         for name in files.names:
             manifest.check_file(folder, name)
         path = folder / files.file
         if chosen != TORCHSCRIPT:
+            # A hash does not confine a graph, whose author also wrote the hash: it could name any file as its weights.
             check_graph(path, files.weights)
         model = opener(path, kind=kind, number=number, threads=threads)
     if files.overflows and not multiplies_bytes():
@@ -159,7 +164,7 @@ def _open(
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """Return major and minor number; nothing where there are none."""
+    """Return the major and minor number, or an empty tuple."""
     return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
@@ -191,7 +196,7 @@ def _choose_backend(manifest: Manifest, backend: str, folder: Path) -> str:
 
 
 def _choose_model(manifest: Manifest, backend: str, precision: str, kind: str, folder: Path) -> str | None:
-    """Return the name of the model to open, the fastest where the precision is left open; None if none suits."""
+    """Return the model to open, the fastest one for `auto`; None if none runs on this kind of device."""
     if backend == "torchscript":
         if precision not in ("auto", "fp32"):
             raise InputError(f"precision is {precision!r}, but TorchScript models are fp32; take 'auto'")

@@ -1,4 +1,4 @@
-"""What this machine's processor can do."""
+"""Detects the processor's instruction set and the number of processors available to this process."""
 
 import ctypes
 import os
@@ -13,11 +13,11 @@ from mlm_infer.errors import InputError
 __all__ = ["CPU_VARIABLE", "CpuKind", "available_cpus", "cpu_flags", "cpu_kind", "cpu_name", "multiplies_bytes"]
 
 CpuKind = Literal["avx2", "avx512", "avx512_vnni", "arm64"]
-"""The kinds of processor that int8 is made for: `avx2` is any x86-64 without AVX-512, and `avx512_vnni` any with
-VNNI, AVX-VNNI included."""
+"""Processor types with different int8 kernels. `avx2` is any x86-64 processor without AVX-512, `avx512_vnni` any with
+VNNI, including AVX-VNNI."""
 
 CPU_VARIABLE = "MLM_INFER_CPU"
-"""Environment variable that names the kind of this processor, where it is not to be asked."""
+"""Environment variable that overrides the detected type of processor."""
 
 
 @cache
@@ -31,7 +31,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 class _CpuidLeaf(ctypes.Structure):
-    """`struct cpuid_feature` of glibc's sys/platform/x86.h: what the processor has, and what the system lets it use."""
+    """`struct cpuid_feature` of glibc's sys/platform/x86.h: features present, and features usable under this system."""
 
     _fields_: typing.ClassVar = [("present", ctypes.c_uint32 * 4), ("active", ctypes.c_uint32 * 4)]
 
@@ -46,9 +46,9 @@ _CPUID = {
 
 
 def _cpuid_flags() -> frozenset[str] | None:
-    """Return which of `_CPUID` this process can use, or None where glibc does not tell.
+    """Return the features of `_CPUID` that this process can use, or None without a glibc that reports them.
 
-    An emulator's processor answers here, while /proc/cpuinfo shows its host.
+    Under an emulator, this gives the emulated processor, whereas /proc/cpuinfo shows the host's.
     """
     try:
         leaf = ctypes.CDLL(None).__x86_get_cpuid_feature_leaf
@@ -64,21 +64,21 @@ def _cpuid_flags() -> frozenset[str] | None:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the instruction-set flags that Linux reports; empty on other systems."""
+    """Return the instruction-set flags in /proc/cpuinfo; empty on systems other than Linux."""
     info = _cpuinfo()
     return frozenset((info.get("flags") or info.get("Features") or "").split())
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as reported by the system."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_kind() -> CpuKind:
-    """Return the kind of this processor; `avx2` where it cannot be told.
+    """Return the type of this processor; `avx2` if it cannot be detected.
 
     Raises:
-        InputError: The environment variable `MLM_INFER_CPU` names none.
+        InputError: The environment variable `MLM_INFER_CPU` has an invalid value.
     """
     chosen = os.environ.get(CPU_VARIABLE)
     if chosen:
@@ -96,14 +96,14 @@ def cpu_kind() -> CpuKind:
 
 
 def multiplies_bytes() -> bool:
-    """Tell whether this processor multiplies bytes of 8 bits without overflow."""
+    """Return whether this processor has an 8-bit dot product that cannot overflow."""
     return cpu_kind() in ("avx512_vnni", "arm64")
 
 
 def available_cpus() -> int:
-    """Return how many processors this process may use: its affinity, cut by a container's quota.
+    """Return the number of processors available to this process: its CPU affinity, limited by a container's quota.
 
-    ONNX Runtime's own default ignores a cgroup quota and takes every core of the host.
+    ONNX Runtime's own default ignores a cgroup quota and uses every core of the host.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
@@ -111,14 +111,14 @@ def available_cpus() -> int:
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Return the least CPU quota in cores of this process's control group and those above it, or None without one.
+    """Return the smallest CPU quota, in cores, of this process's control group and its ancestors; None without one.
 
-    Within a container the group is usually the root of what can be seen. A group that cannot be seen is
-    stepped over.
+    Within a container, the group is usually the root of the visible hierarchy. Groups that are not visible are
+    skipped.
 
     Args:
-        root: Where control groups are mounted.
-        membership: Says which group this process is in: `0::PATH` in version 2, `N:cpu,...:PATH` in version 1.
+        root: Mount point of the control groups.
+        membership: File that names the group of this process: `0::PATH` in version 2, `N:cpu,...:PATH` in version 1.
     """
     try:
         rows = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]

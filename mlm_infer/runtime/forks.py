@@ -1,6 +1,7 @@
-"""What a process hands to its forked children: the threads of its sessions do not come along.
+"""Makes sessions survive forks.
 
-To end such a session in a child would be to wait for threads that are not there, so a child never ends one.
+A forked child inherits the memory of its parent's sessions but not their threads. Destroying such a session waits for
+threads that do not exist, so a child never destroys one: it keeps it until it exits and opens its own.
 """
 
 import atexit
@@ -24,27 +25,27 @@ _registered = False
 
 
 def generation() -> int:
-    """Return how many forks lie between this process and the first: another number, another process."""
+    """Return the number of forks between the first process and this one; it identifies a session's process."""
     return _generation
 
 
 def no_forks() -> AbstractContextManager[bool]:
-    """Return the lock under which a library is loaded or opens a model: a fork waits for it.
+    """Return a lock that delays forks; libraries are loaded and models opened under it.
 
-    A library that is half-way through its own set-up in another thread would stay so in the child for ever.
+    A library that another thread is initializing during a fork would stay half-initialized in the child for ever.
     """
     _register()
     return _lock
 
 
 def outlive_forks(thing: _T) -> _T:
-    """Have forked children keep a thing for ever, even at their end.
+    """Keep an object alive in forked children until they exit, without destroying it even then.
 
     Args:
-        thing: A session, or what else must not be destroyed where its threads are not.
+        thing: A session, or another object that must not be destroyed without its threads.
 
     Returns:
-        The thing.
+        The object.
     """
     with no_forks():
         _things.add(thing)
@@ -61,7 +62,8 @@ def _register() -> None:
 
 def _before() -> None:
     _lock.acquire()
-    # Before the hook of the child is called, Python has dropped what the other threads held.
+    # Strong references must exist before the fork: by the time the child's hook runs, Python has already dropped the
+    # references that other threads held, and with them perhaps the last one to a session.
     _held.extend(_things)
 
 
@@ -73,24 +75,27 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _generation, _lock, _things  # noqa: PLW0603
     _generation += 1
-    # One reference too many: Python's shutdown clears every module, and would end the sessions with it.
+    # One reference too many, on purpose: it leaks the list. Python's shutdown clears every module, which would destroy
+    # the sessions otherwise.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(list(_held)))
     _held.clear()
     _things = WeakSet()
+    # A new lock: the inherited one has been held since `_before`.
     _lock = threading.RLock()
     _leave_without_destructors()
     if "TOKENIZERS_PARALLELISM" in os.environ:
-        # tokenizers notices a fork by itself, but not against what it was told.
+        # tokenizers disables its threads after a fork by itself, unless this variable requests them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _leave_without_destructors() -> None:
-    """Have this process end before the destructors of C++ that its parent has set up.
+    """Make this process exit before the C++ destructors that its parent registered.
 
-    ONNX Runtime's own wait for threads of the parent: to have imported it is enough.
+    Those of ONNX Runtime wait for threads that only the parent has. They are registered on import, session or not.
     """
     libc = ctypes.CDLL(None)
-    # glibc alone has it, and calls what was set last first: what is set up from here on is still torn down.
+    # Only glibc has on_exit. Handlers run last registered first, so whatever this process registers from here on still
+    # runs; then _exit skips the parent's.
     on_exit = getattr(libc, "on_exit", None)
     if on_exit is not None:
         atexit.register(libc.fflush, None)

@@ -1,4 +1,4 @@
-"""Runs of an ONNX Runtime session whose inputs and outputs lie in a device's memory from run to run."""
+"""Runs an ONNX Runtime session with inputs and outputs in device memory that is reused between runs."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ _TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
 
 
 class BoundRuns:
-    """Runs a session on buffers that are allocated once for each shape of batch. Safe to share between threads.
+    """Runs a session on buffers that are allocated once per batch shape. Thread-safe.
 
-    Each thread has a binding and buffers of its own: ONNX Runtime's bindings may not be shared.
+    Each thread has its own binding and buffers, since ONNX Runtime's bindings must not be shared.
 
     Args:
         session: The session.
-        device: Where the buffers lie, `cuda` or `cpu`.
-        number: Which of these devices.
+        device: Device of the buffers, `cuda` or `cpu`.
+        number: Device number.
     """
 
     def __init__(self, session: "InferenceSession", device: str, number: int = 0) -> None:
@@ -41,7 +41,7 @@ class BoundRuns:
         """Run the session.
 
         Args:
-            outputs: Names of the outputs; only these are copied from the device.
+            outputs: Names of the outputs to fetch; only these are copied from the device.
             feeds: Input arrays by name.
 
         Returns:
@@ -53,7 +53,8 @@ class BoundRuns:
         binding = self._threads.binding
         binding.clear_binding_inputs()
         binding.clear_binding_outputs()
-        # `k` is both an input and the width of the best tokens.
+        # Output buffers are allocated before the run, so output shapes are derived from those of the inputs. `k` is
+        # special: the value of this input is the width of the top-k outputs.
         sizes: dict[str | int, int] = {"k": int(feeds["k"][0])}
         for name, array in feeds.items():
             sizes.update(zip(self._inputs[name], array.shape, strict=True))
@@ -72,17 +73,19 @@ class BoundRuns:
         binding.synchronize_inputs()
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        # A copy: the buffer is written again by the next run of this shape, and on the CPU `numpy` shows it itself.
+        # A copy, because the next run of this shape overwrites the buffer, and on the CPU `numpy()` is a view of it.
         return [np.array(each.numpy()) for each in found]
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "OrtValue":
-        """Return a buffer of this thread, the longest unused making room."""
+        """Return a buffer of this thread; the least recently used one is dropped if there are too many."""
         from onnxruntime import OrtValue
 
         buffers: dict[tuple[str, tuple[int, ...]], OrtValue] = self._threads.buffers
+        # Popped and inserted again at the end: the dictionary's order is the order of use.
         buffer = buffers.pop((name, shape), None)
         if buffer is None:
             buffer = OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, *self._device)
+        # Large buffers are rare shapes; keeping one per shape and thread would fill the device's memory.
         if int(np.prod(shape)) * dtype.itemsize <= _LARGEST_BUFFER:
             buffers[name, shape] = buffer
             if len(buffers) > _MOST_BUFFERS:

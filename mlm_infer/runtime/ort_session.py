@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: one session on the device that was asked for, or an error."""
+"""The ONNX Runtime backend: one session on the requested device, or an error."""
 
 import contextlib
 import ctypes
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 _CUDA_OPTIONS = {
-    # fp32 is to mean fp32: the rounding of TF32 would show in the scores, and who wants speed takes fp16.
+    # fp32 must mean fp32: TF32's rounding is visible in the scores. fp16 is the option for speed.
     "use_tf32": "0",
-    # Texts come in all lengths; the default doubles the pool of memory each time that it grows.
+    # Text lengths vary, and the default strategy doubles the memory pool each time it grows.
     "arena_extend_strategy": "kSameAsRequested",
 }
 
@@ -43,17 +43,17 @@ def _onnxruntime() -> Any:
 
 
 class Session:
-    """Runs one model file. Safe to share between threads.
+    """Runs one model file. Thread-safe.
 
     Args:
         path: The model file.
         kind: `cpu` or `cuda`.
         number: Which CUDA device.
-        threads: Threads of one run; None takes all the processors this process may use.
-        serving: Whether the export built the file to serve masks, and fused it.
+        threads: Threads per run; None uses all processors available to this process.
+        serving: Whether the file is a serving graph, which the export has already fused.
 
     Attributes:
-        inputs: Shape of each input by name; what may vary is a name or None.
+        inputs: Shape of each input by name; a dynamic dimension is a name or None.
         outputs: Names of the outputs.
 
     Raises:
@@ -69,22 +69,22 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1
-        # Threads wait for each other awake while a run lasts, and sleep between runs: ONNX Runtime's own default
-        # would burn the cores of an idle server.
+        # Threads spin while a run lasts and sleep between runs. By default ONNX Runtime's threads keep spinning after a
+        # run, which would use the cores of an idle server.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # A memory plan is kept for each shape of input, and texts come in all lengths: it would grow on and on.
+        # A memory plan is cached for each input shape. Text lengths vary, so the cache would grow without bound.
         options.enable_mem_pattern = False
-        # Its errors come as exceptions; its own log would say them again, over several lines.
+        # Errors are raised as exceptions; the log would repeat them over several lines.
         options.log_severity_level = 4
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cpu" and serving:
-            # The export has fused what pays here; ONNX Runtime would fuse on, to nodes that are slower on a CPU.
+            # The export has applied the fusions that pay off. Higher levels add ones that are slower on a CPU.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if kind == "cuda":
             _preload_cuda(onnxruntime, number)
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(number)} | _CUDA_OPTIONS))
         try:
-            # Without its own fallback, which would print to stdout and take the CPU.
+            # ONNX Runtime's own fallback would print to stdout and silently use the CPU.
             self._session: InferenceSession = onnxruntime.InferenceSession(
                 str(path), options, providers=providers, enable_fallback=0
             )
@@ -99,7 +99,7 @@ class Session:
         self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         if kind == "cuda" and self.provider != "CUDAExecutionProvider":
-            # It also takes the CPU where libraries are missing, and says on stderr which.
+            # Even without the fallback, ONNX Runtime uses the CPU if CUDA libraries are missing; stderr names them.
             raise DeviceError(_cannot_start(number, "its CUDA or cuDNN libraries are missing"))
         self.inputs: dict[str, list[str | int | None]] = {each.name: each.shape for each in self._session.get_inputs()}
         self.outputs = [each.name for each in self._session.get_outputs()]
@@ -112,7 +112,7 @@ class Session:
 
     @staticmethod
     def why_no_cuda() -> str | None:
-        """Return why CUDA cannot be tried; None where ONNX Runtime was built with it."""
+        """Return why CUDA is not available; None if ONNX Runtime was built with it."""
         if "CUDAExecutionProvider" in _onnxruntime().get_available_providers():
             return None
         installed = {
@@ -154,14 +154,14 @@ class Session:
 
 
 def _preload_cuda(onnxruntime: Any, number: int) -> None:
-    """Load the driver, without which nothing else is worth a try, and CUDA and cuDNN where pip put them."""
+    """Check for the driver, which everything else needs, and load CUDA and cuDNN from pip packages."""
     driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         ctypes.CDLL(driver)
     except OSError as error:
         raise DeviceError(_cannot_start(number, f"there is no NVIDIA driver: {error}")) from error
     if hasattr(onnxruntime, "preload_dlls"):
-        # It prints what it does not find; what is needed of that shows when the session starts.
+        # It prints the libraries that it does not find. If one of them is needed, the session fails to start.
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
 

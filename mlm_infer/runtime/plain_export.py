@@ -1,4 +1,4 @@
-"""A plain ONNX export as a backend: its logits at every position, of which those at the masks are kept."""
+"""A backend for plain ONNX exports, which compute logits at every position."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,16 +51,16 @@ def check_ends(path: Path, inputs: Mapping[str, Sequence[str | int | None]], out
 
 
 class EveryPosition:
-    """Serves masks from a plain export: its logits everywhere, of which those at the masks are kept.
+    """Runs a plain export and derives the outputs of a serving graph from its logits.
 
     Args:
         path: The model file.
         kind: `cpu` or `cuda`.
         number: Which CUDA device.
-        threads: Threads of one run, or None.
+        threads: Threads per run, or None.
 
     Raises:
-        ModelError: It is no masked language model, or takes other inputs than a text gives.
+        ModelError: It is not a masked language model, or needs inputs that cannot be computed from text.
         DependencyError, DeviceError, BundleError: As for `Session`.
     """
 
@@ -74,11 +74,11 @@ class EveryPosition:
     why_no_cuda = staticmethod(Session.why_no_cuda)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run the model, and compute from its logits what a serving graph gives.
+        """Run the model and compute the outputs of a serving graph from its logits.
 
         Args:
-            outputs: Names of the outputs to compute, those of a serving graph.
-            feeds: What a serving graph takes.
+            outputs: Names of serving-graph outputs to compute.
+            feeds: Inputs of a serving graph.
 
         Returns:
             The outputs in the order asked for.
@@ -100,8 +100,10 @@ class EveryPosition:
                 f"{self._path} gives logits for {width} tokens, and its tokenizer has token "
                 f"{feeds['candidates'].max()}; take the tokenizer that belongs to it"
             )
+        # The two row selections of a serving graph, combined: `mask_rows` index the flat `mask_positions`.
         rows = feeds["mask_positions"].reshape(-1)[feeds["mask_rows"]]
         logits = everywhere.reshape(-1, everywhere.shape[-1])[rows].astype(np.float32)
+        # log-sum-exp with the maximum subtracted, so that exp cannot overflow.
         largest = logits.max(axis=1, keepdims=True)
         normalizer = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
         found = {"logits": logits, "log_normalizer": normalizer}

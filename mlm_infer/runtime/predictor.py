@@ -1,4 +1,4 @@
-"""Token sequences with masks in, log-probabilities out, in batches of like length."""
+"""Turns token sequences with masks into log-probabilities, in batches of similar length."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from .forks import generation, no_forks
 __all__ = ["TOKEN_BUDGET", "Predictor", "Query", "Tokens"]
 
 TOKEN_BUDGET = 1024
-"""Most tokens, padding included, that one run of the model takes, unless one text alone has more.
+"""Maximum number of tokens in one run of the model, padding included; a longer text runs alone.
 
-More would not fit a processor's cache; fewer would leave the products small."""
+With more tokens the activations do not fit the processor's cache; with fewer the matmuls are too small to be fast."""
 
 _MOST = 0.01
-"""Largest logarithm of a probability, rounding included."""
+"""Largest valid log-probability: zero, plus a margin for rounding."""
 
 _EXPORT_AGAIN = "it is broken, or was not made by mlm-export: export it again"
 
@@ -37,24 +37,24 @@ class Tokens(Protocol):
 
     @property
     def positions(self) -> Sequence[int]:
-        """Indices of the masks that are asked about among the ids; at least one."""
+        """Indices of the queried masks among the ids; at least one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The plainest `Tokens`."""
+    """The minimal implementation of `Tokens`."""
 
     ids: Sequence[int] | NDArray[np.int64]
     positions: Sequence[int]
 
 
 class Predictor:
-    """Asks a model about masks. Safe to share between threads if its session is.
+    """Runs a model on batches of masked token sequences. Thread-safe if its session is.
 
     Args:
         session: Runs the serving graph.
-        open_again: Opens it once more, in a process that was forked.
-        manifest: Says what the graph takes.
+        open_again: Opens the session again in a forked process.
+        manifest: Describes the graph's inputs.
         path: The bundle, for messages.
     """
 
@@ -66,10 +66,11 @@ class Predictor:
         self._width = manifest.vocab_size
 
     def _session(self) -> Backend:
-        """Return the session of this process: the threads of the parent's do not come along over a fork."""
+        """Return this process's session; a forked process opens its own, since it lacks the parent's threads."""
         opened = self._opened
         if opened is not None and opened[0] != generation():
             with no_forks():
+                # Another thread may have opened it, or closed it, while this one waited for the lock.
                 opened = self._opened
                 if opened is not None and opened[0] != generation():
                     opened = self._opened = (generation(), self._open_again())
@@ -78,24 +79,25 @@ class Predictor:
         return opened[1]
 
     def close(self) -> None:
-        """Give the model's memory back, once the runs that have begun are over; no other begins."""
+        """Release the model: memory is freed when the current runs end, and no new run starts."""
         with no_forks():
+            # Running calls hold their own reference to the session.
             self._opened = None
 
     def check(self, query: Tokens) -> None:
-        """Run the model once, and hold what it gives against what the manifest says of it.
+        """Run the model once and check its outputs against the manifest.
 
         Args:
             query: A short text.
 
         Raises:
-            BundleError: It cannot be run, or gives something else.
+            BundleError: The model cannot be run, or its outputs differ from the manifest.
         """
         feeds = self._feeds([query]) | {"k": np.array([1], np.int64)}
         feeds["candidates"] = np.zeros((len(feeds["mask_rows"]), 1), np.int64)
         (logits,) = self._session().run(["logits"], feeds)
         width = logits.shape[-1] if logits.ndim else 0
-        # What others export may be wider than its settings say.
+        # The head of a third-party export may be wider than the vocabulary size in its settings.
         if width < self._width or (width > self._width and not isinstance(self._manifest, ForeignManifest)):
             raise BundleError(
                 f"{self._path}: its model gives logits of the shape {list(logits.shape)}, and vocab_size is "
@@ -105,7 +107,7 @@ class Predictor:
         self._run(["top_ids", "top_logprobs", "candidate_logprobs"], feeds)
 
     def _run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run the model, and check what it gives: a graph may be anybody's, and NaN is no answer."""
+        """Run the model and check its outputs: a graph may come from anybody, and NaN must never reach a caller."""
         found = self._session().run(outputs, feeds)
         widths = {"candidate_logprobs": feeds["candidates"].shape[1]}
         for name, values in zip(outputs, found, strict=True):
@@ -116,6 +118,7 @@ class Predictor:
                     f"{self._path}: its model gives {name} as {values.dtype} {list(values.shape)}, not as {kind} "
                     f"{list(shape)}; {_EXPORT_AGAIN}"
                 )
+            # A comparison with NaN is false, so this rejects NaN as well.
             right = (values >= 0) & (values < self._width) if name == "top_ids" else values <= _MOST
             if not right.all():
                 wrong = values[~right][0]
@@ -124,11 +127,12 @@ class Predictor:
         return found
 
     def top(self, queries: Sequence[Tokens], k: int) -> list[list[Answer]]:
-        """Return for each query and mask its k best tokens, or all where there are fewer."""
+        """Return the top-k tokens for each query and mask, or all tokens if there are fewer."""
         answers: list[list[Answer]] = [[] for _ in queries]
         k = min(k, self._manifest.vocab_size)
         for batch in _batches(queries, same=self._manifest.mixes_padding):
             feeds = self._feeds([queries[row] for row in batch]) | {"k": np.array([k], np.int64)}
+            # The graph always takes candidates; none are wanted here.
             feeds["candidates"] = np.empty((len(feeds["mask_rows"]), 0), np.int64)
             ids, logprobs = self._run(["top_ids", "top_logprobs"], feeds)
             rows = zip(ids, logprobs, strict=True)
@@ -139,14 +143,14 @@ class Predictor:
     def candidates(
         self, queries: Sequence[Tokens], candidates: Sequence[Sequence[NDArray[np.int64]]]
     ) -> list[list[NDArray[np.float32]]]:
-        """Return the log-probabilities of given tokens over the whole vocabulary.
+        """Return the log-probabilities of given tokens, normalized over the whole vocabulary.
 
         Args:
             queries: The token sequences.
-            candidates: For each query and each of its masks the token ids asked for, [n]; n may differ.
+            candidates: For each query and each of its masks, the token ids to look up, [n]; n may differ.
 
         Returns:
-            For each query and mask the log-probabilities of its candidates, [n].
+            For each query and mask, the log-probabilities of its candidates, [n].
         """
         answers: list[list[NDArray[np.float32]]] = [[] for _ in queries]
         for batch in _batches(queries, same=self._manifest.mixes_padding):
@@ -160,6 +164,12 @@ class Predictor:
         return answers
 
     def _feeds(self, queries: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
+        """Return the graph's inputs for one batch.
+
+        The graph selects rows twice. `mask_positions` [batch, slots] are flat positions in the batch; most of the
+        last layer runs at these. `mask_rows` [rows] are flat indices into batch * slots; the head runs at these. The
+        first selection is rectangular so that attention can still pair each query with the keys of its own text.
+        """
         length = max(len(query.ids) for query in queries)
         input_ids = np.full((len(queries), length), self._manifest.pad_id, np.int64)
         attention_mask = np.zeros((len(queries), length), np.int64)
@@ -167,7 +177,7 @@ class Predictor:
             input_ids[row, : len(query.ids)] = query.ids
             attention_mask[row, : len(query.ids)] = 1
         slots = max(len(query.positions) for query in queries)
-        # A query with fewer masks than another repeats its first; what comes of that is not asked for.
+        # A query with fewer masks than the others repeats its first one; `mask_rows` omits the repetitions.
         positions = np.empty((len(queries), slots), np.int64)
         for row, query in enumerate(queries):
             positions[row] = row * length + query.positions[0]
@@ -181,7 +191,8 @@ class Predictor:
 
 
 def _stack(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Return rows of ids as one array; a shorter row ends in zeros, whose answers are not asked for."""
+    """Return rows of ids as one array; shorter rows are padded with zeros, whose results are discarded."""
+    # Most often every mask has the same candidates, and there may be ten thousand of them.
     if all(row is rows[0] for row in rows):
         return np.tile(rows[0], (len(rows), 1))
     stacked = np.zeros((len(rows), max(map(len, rows))), np.int64)
@@ -191,9 +202,16 @@ def _stack(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _batches(queries: Sequence[Tokens], *, same: bool) -> Iterator[list[int]]:
-    """Yield indices, grouped by like (or the same) length so that no batch exceeds the budget with its padding."""
+    """Yield batches of indices within the token budget.
+
+    Args:
+        queries: The token sequences.
+        same: Whether only sequences of equal length may share a batch.
+    """
     lengths = [len(query.ids) for query in queries]
     batch: list[int] = []
+    # Sorted by length, neighbours need little padding, and the newest is always the longest of its batch: the padded
+    # size is its length times the number of rows.
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         longer = batch and lengths[row] > lengths[batch[0]]
         if batch and (lengths[row] * (len(batch) + 1) > TOKEN_BUDGET or (same and longer)):

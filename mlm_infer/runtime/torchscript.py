@@ -1,4 +1,4 @@
-"""The TorchScript backend: torch alone, neither transformers nor ONNX Runtime."""
+"""The TorchScript backend. It needs torch only, neither transformers nor ONNX Runtime."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,20 +27,20 @@ def _torch() -> Any:
 
 
 class TorchScript:
-    """Runs one TorchScript file. Safe to share between threads.
+    """Runs one TorchScript file. Thread-safe.
 
-    Such a file is code: to load it is to run what its author wrote, so nothing opens it that was not asked to.
+    Such a file is code: loading it runs what its author wrote. It must be opened on explicit request only.
 
     Args:
         path: The model file.
         kind: `cpu` or `cuda`.
         number: Which CUDA device.
-        threads: Threads of one operation on the CPU. torch has one such number for the whole process, so this
-            sets it for everything else there too; None leaves it as it is. In a forked process it is 1.
+        threads: Threads per operation on the CPU. torch has one setting for the whole process, so this changes it for
+            all other code too; None leaves it unchanged. In a forked process it is 1.
 
     Raises:
         DependencyError: torch is not installed.
-        DeviceError: There is no such CUDA device.
+        DeviceError: The CUDA device does not exist.
         BundleError: torch cannot load the file.
     """
 
@@ -49,13 +49,13 @@ class TorchScript:
         if kind == "cuda" and number >= torch.cuda.device_count():
             raise DeviceError(f"there is no 'cuda:{number}': torch sees {torch.cuda.device_count()} CUDA devices")
         if generation() > 0:
-            # The threads of OpenMP do not come along over a fork, and a second one would be waited for.
+            # OpenMP's threads do not survive a fork; with more than one, torch would wait for the missing ones.
             threads = 1
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda", number) if kind == "cuda" else torch.device("cpu")
         with warnings.catch_warnings():
-            # That PyTorch calls it deprecated is said where a model is exported to it.
+            # The export already warns that PyTorch has deprecated TorchScript.
             warnings.simplefilter("ignore", DeprecationWarning)
             try:
                 self._module = torch.jit.load(str(path), map_location=self._device).eval()
@@ -72,7 +72,7 @@ class TorchScript:
 
     @staticmethod
     def why_no_cuda() -> str | None:
-        """Return why CUDA cannot be used; None where it can be."""
+        """Return why CUDA is not available; None if it is."""
         torch = _torch()
         if torch.cuda.is_available():
             return None
@@ -106,6 +106,6 @@ class TorchScript:
         except torch.OutOfMemoryError as error:
             reason = first_line(error)
             raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
-        except Exception as error:  # what the code in the file raises was its author's choice
+        except Exception as error:  # the code in the file may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise BundleError(f"torch cannot run {self._path}: {reason}") from error

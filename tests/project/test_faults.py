@@ -15,7 +15,7 @@ DOCUMENT = ROOT / "docs/faults.md"
 
 
 @pytest.mark.slow
-@sizes("groups", short=("A bundle", "A text or an option"), full=("An export", "A training", "Other people's models"))
+@sizes("groups", short=("Bundles", "Texts and options"), full=("Export", "Training", "Third-party models"))
 def test_document_is_what_users_see(groups: tuple[str, ...]) -> None:
     """Every fault is provoked again. What needs the right to mount, or a CPU's onnxruntime, is left out without."""
     from faults import tables
