@@ -22,9 +22,10 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .async_filler import AsyncMaskFiller
-    from .filler import FillerInfo, MaskFiller
+    from .filler import MaskFiller
     from .results import (
         Candidate,
+        FillerInfo,
         FillResult,
         Infilling,
         MaskResult,

@@ -1,11 +1,9 @@
-"""`MaskFiller`: opens a model and fills masks."""
+"""`MaskFiller`: checks arguments and delegates to `tasks`. Long because every public method is documented in place."""
 
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +15,9 @@ from .bundle.manifest import TOKENIZER, TORCHSCRIPT, ForeignManifest, unchanged
 from .bundle.read_manifest import read_manifest
 from .checks import check_choice, check_flag, shown, whole_number
 from .errors import BundleError, InputError
-from .locate.find import locate
+from .locate.find import locate, shipped_model
 from .options import FillKeywords, FillOptions, fill_options
-from .results import FillResult, Infilling, RankResult, ScoreResult
+from .results import FillerInfo, FillResult, Infilling, RankResult, ScoreResult
 from .runtime.backend import open_backend
 from .runtime.cpu import cpu_kind
 from .runtime.forks import no_forks
@@ -28,49 +26,19 @@ from .tasks.fill import Choice, OnError, check_top_k, fill_stream, fill_texts
 from .tasks.infill import Order, expand_spans, infill_text
 from .tasks.open_model import OpenModel
 from .tasks.pipeline import answer_as_pipeline
-from .tasks.rank import Others, rank_candidates
+from .tasks.rank import Others, candidate_lists, rank_candidates
 from .tasks.score import ScoreMethod, score_texts
 from .tasks.self_test import check_answers
 from .text.encoder import EncodedText, LongText, TextEncoder, check_long_text
 from .text.vocabulary import Restriction
 
-__all__ = ["FillerInfo", "MaskFiller", "open_named"]
+__all__ = ["MaskFiller", "open_named"]
 
 logger = logging.getLogger(__name__)
 
 _WIDEST_BEAM = 100
 
 _MOST_THREADS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class FillerInfo:
-    """Describes the model that a `MaskFiller` runs.
-
-    Attributes:
-        path: The bundle.
-        source: The checkpoint that was exported.
-        architecture: Its `model_type`.
-        backend: `onnx` or `torchscript`.
-        precision: `fp32`, `fp16` or `int8`.
-        provider: ONNX Runtime's execution provider, or TorchScript and its device.
-        mask_token: The model's own mask token; `[MASK]` and `<mask>` are accepted as well.
-        max_length: Maximum number of tokens in a text.
-        vocab_size: Size of the vocabulary.
-        cpu: Type of this processor: `avx2`, `avx512`, `avx512_vnni` or `arm64`. int8 gives the same answers on all
-            of them and is fastest on the last two.
-    """
-
-    path: Path
-    source: str
-    architecture: str
-    backend: str
-    precision: str
-    provider: str
-    mask_token: str
-    max_length: int
-    vocab_size: int
-    cpu: str
 
 
 class MaskFiller:
@@ -122,7 +90,7 @@ class MaskFiller:
             if not isinstance(value, str):
                 raise InputError(f"{name} is {shown(value)}; give a string such as 'auto'")
         if model is None:
-            folder = _shipped_model()
+            folder = shipped_model()
             manifest = read_manifest(folder)
         else:
             folder, manifest = locate(
@@ -362,7 +330,7 @@ class MaskFiller:
             InputError: The text or a candidate is invalid, or the number of lists is not the number of masks.
         """
         encoded = self._one_with_masks(text)
-        lists = _lists_of_words(candidates, len(encoded.positions))
+        lists = candidate_lists(candidates, len(encoded.positions))
         check_choice("others", others, get_args(Others))
         check_flag("normalize", normalize)
         return rank_candidates(self.model, encoded, lists, others=others, normalize=normalize)
@@ -479,29 +447,7 @@ def open_named(folder: Path, name: str, *, threads: int | None = None, self_test
     return MaskFiller(folder, device="cpu", backend="onnx", precision=name, threads=threads, self_test=self_test)
 
 
-def _lists_of_words(candidates: object, masks: int) -> list[Sequence[str]]:
-    if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
-        raise InputError(f"candidates is {shown(candidates)}; give a list of words or phrases")
-    if all(isinstance(each, str) for each in candidates):
-        candidates = [candidates]
-    for each in candidates:
-        if isinstance(each, str) or not isinstance(each, Sequence) or not each:
-            raise InputError(f"candidates holds {shown(each)}; give a list of words or phrases, or one for each mask")
-    if len(candidates) != masks:
-        raise InputError(
-            f"the text has {masks} masks, there are candidates for {len(candidates)}; give a list for each"
-        )
-    return list(candidates)
-
-
 def _reopen(
     model: str | PathLike[str] | None, device: str, precision: str, threads: int | None, backend: str
 ) -> MaskFiller:
     return MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
-
-
-def _shipped_model() -> Path:
-    folder = Path(str(resources.files("mlm_infer").joinpath("resources/english-small")))
-    if not folder.is_dir():
-        raise BundleError("this installation lacks the small model; install it again, or name a bundle")
-    return folder

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = [
     "Candidate",
     "FillResult",
+    "FillerInfo",
     "Infilling",
     "MaskResult",
     "Prediction",
@@ -172,3 +174,33 @@ class ScoreResult(_AsDict):
     def pseudo_perplexity(self) -> float:
         """Exponential of the mean negative log-probability per token."""
         return math.exp(-self.logprob / len(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class FillerInfo:
+    """Describes the model that a `MaskFiller` runs.
+
+    Attributes:
+        path: The bundle.
+        source: The checkpoint that was exported.
+        architecture: Its `model_type`.
+        backend: `onnx` or `torchscript`.
+        precision: `fp32`, `fp16` or `int8`.
+        provider: ONNX Runtime's execution provider, or TorchScript and its device.
+        mask_token: The model's own mask token; `[MASK]` and `<mask>` are accepted as well.
+        max_length: Maximum number of tokens in a text.
+        vocab_size: Size of the vocabulary.
+        cpu: Type of this processor: `avx2`, `avx512`, `avx512_vnni` or `arm64`. int8 gives the same answers on all
+            of them and is fastest on the last two.
+    """
+
+    path: Path
+    source: str
+    architecture: str
+    backend: str
+    precision: str
+    provider: str
+    mask_token: str
+    max_length: int
+    vocab_size: int
+    cpu: str

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from .cache import can_export, export_once
 from .hub import fetch, is_hub_id
 from .plain_exports import home_of, onnx_files, precision_of, read_foreign, settings_files
 
-__all__ = ["locate"]
+__all__ = ["locate", "shipped_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,14 @@ _CHECKPOINT_SETTINGS = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _SAFE_WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
 """Where one of these is there, transformers loads no others."""
+
+
+def shipped_model() -> Path:
+    """Return the bundle of the small English model that is part of the package."""
+    folder = Path(str(resources.files("mlm_infer").joinpath("resources/english-small")))
+    if not folder.is_dir():
+        raise BundleError("this installation lacks the small model; install it again, or name a bundle")
+    return folder
 
 
 def locate(

@@ -14,10 +14,30 @@ from mlm_infer.text.vocabulary import check_word
 
 from .open_model import OpenModel
 
-__all__ = ["Others", "rank_candidates"]
+__all__ = ["Others", "candidate_lists", "rank_candidates"]
 
 Others = Literal["left_to_right", "masked", "visible"]
 """What a token of a candidate sees of the candidate's other tokens."""
+
+
+def candidate_lists(candidates: object, masks: int) -> list[Sequence[str]]:
+    """Return one list of candidates per mask, from what a user gives.
+
+    Raises:
+        InputError: It is no list of words, or there are lists for another number of masks.
+    """
+    if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
+        raise InputError(f"candidates is {shown(candidates)}; give a list of words or phrases")
+    if all(isinstance(each, str) for each in candidates):
+        candidates = [candidates]
+    for each in candidates:
+        if isinstance(each, str) or not isinstance(each, Sequence) or not each:
+            raise InputError(f"candidates holds {shown(each)}; give a list of words or phrases, or one for each mask")
+    if len(candidates) != masks:
+        raise InputError(
+            f"the text has {masks} masks, there are candidates for {len(candidates)}; give a list for each"
+        )
+    return list(candidates)
 
 
 def rank_candidates(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlm_infer import FillResult, InputError, MaskFiller
+from mlm_infer import FillResult, InputError, MaskFiller, TextError
 from mlm_infer.shared.samples import movie_reviews
 from tests.helpers.reference import Reference
 
@@ -270,7 +270,7 @@ def test_stream_and_a_wrong_text(real: MaskFiller) -> None:
     with pytest.raises(InputError, match="text 1 has no mask"):
         next(stream)
     found = list(real.fill_stream(iter(texts), on_error="return"))  # type: ignore[call-overload]
-    assert [type(each) for each in found] == [FillResult, InputError, FillResult, InputError]
+    assert [type(each) for each in found] == [FillResult, TextError, FillResult, TextError]
     assert "text 3 is a int" in str(found[3])
 
 
