@@ -71,7 +71,7 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     config = TrainConfig(**settings)
 
     from . import fine_tune
-    from .run import work_folder
+    from .work import work_folder
 
     try:
         report = fine_tune(config, overwrite=force, resume=resume, progress=True)

@@ -71,11 +71,18 @@ def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tup
 
 
 class MaskedLMTrainer(Trainer):
-    """A Trainer whose loss runs the head at masked positions, and whose evaluation uses frozen masks."""
+    """A Trainer whose loss runs the head at masked positions, and whose evaluation uses frozen masks.
 
-    def __init__(self, *, frozen: Sequence[MaskedBatch], **options: Any) -> None:
+    Args:
+        frozen: What to evaluate on.
+        warmup_ratio: Share of the steps over which the learning rate rises.
+        **options: Those of `Trainer`.
+    """
+
+    def __init__(self, *, frozen: Sequence[MaskedBatch], warmup_ratio: float, **options: Any) -> None:
         super().__init__(**options)
         self.frozen = frozen
+        self._warmup_ratio = warmup_ratio
         first = frozen[0]
         # nn.DataParallel replicates the model, and a hook with one set of rows would serve them all.
         self._fast = self.args.n_gpu <= 1 and rows_are_exact(
@@ -83,6 +90,11 @@ class MaskedLMTrainer(Trainer):
             first.input_ids[:2].to(self.args.device),
             first.attention_mask[:2].to(self.args.device),
         )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the learning rate's schedule; transformers 5 has no share of warm-up steps any more."""
+        self.args.warmup_steps = math.ceil(self._warmup_ratio * num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,

@@ -1,0 +1,44 @@
+"""The Trainer's log as a list of evaluations."""
+
+from collections.abc import Callable
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .report import Evaluation
+
+__all__ = ["Recorder"]
+
+
+class Recorder(TrainerCallback):
+    """Turns the Trainer's log into evaluations, those of a resumed run's first part included."""
+
+    def __init__(self, on_evaluation: Callable[[Evaluation], None] | None) -> None:
+        self.evaluations: list[Evaluation] = []
+        self._on_evaluation = on_evaluation
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: object
+    ) -> None:
+        """Read the log again after an evaluation, and pass on what is new."""
+        known = len(self.evaluations)
+        self.evaluations = _evaluations(state.log_history, args.num_train_epochs)
+        if self._on_evaluation is not None:
+            for each in self.evaluations[max(known, len(self.evaluations) - 1) :]:
+                self._on_evaluation(each)
+
+
+def _evaluations(log: list[dict[str, float]], epochs: float) -> list[Evaluation]:
+    found: list[Evaluation] = []
+    losses: list[float] = []
+    for row in log:
+        if "loss" in row:
+            losses.append(row["loss"])
+        if "eval_loss" not in row:
+            continue
+        epoch = row.get("epoch") or 0.0
+        step = int(row["step"])
+        when = "before" if step == 0 else f"epoch {epoch:g}" if epoch < epochs else "end"
+        train_loss = sum(losses) / len(losses) if losses else None
+        found.append(Evaluation(when, epoch, step, row["eval_loss"], int(row["eval_masked_tokens"]), train_loss))
+        losses = []
+    return found
