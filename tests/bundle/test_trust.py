@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mlm_infer.export.known_answers import known_answers
 
 from mlm_infer import BundleError, MaskFiller

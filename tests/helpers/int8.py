@@ -22,12 +22,16 @@ It is wide: how many layers a tight one puts back is another question, and may h
 """
 
 
-def least_of(masks: int) -> float:
-    """Return the least share of equal best tokens that so few masks may show of a model that keeps the budget.
+def least_of(masks: int, asked: float = LEAST_AGREEMENT) -> float:
+    """Return the least share of equal best tokens that so few masks may show of a model that keeps its budget.
 
     A share of n masks has a standard deviation of sqrt(p (1 - p) / n) around its p; three of them are allowed.
+
+    Args:
+        masks: How many.
+        asked: What the budget asks for.
     """
-    return LEAST_AGREEMENT - 3 * math.sqrt(LEAST_AGREEMENT * (1 - LEAST_AGREEMENT) / masks)
+    return asked - 3 * math.sqrt(asked * (1 - asked) / masks)
 
 
 def agreement(some: list[FillResult], others: list[FillResult]) -> tuple[float, int]:
