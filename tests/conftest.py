@@ -59,13 +59,11 @@ def checkpoints(base: Path, tiny: dict[str, Path]) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle with fp32 and int8 of every checkpoint.
-
-    The budget is wide: how many layers a tight one puts back is another question, and may hang on a rounding.
-    """
-    from mlm_infer.export import Budget, export_bundle
+    """A bundle with fp32 and int8 of every checkpoint."""
+    from mlm_infer.export import export_bundle
 
     from mlm_infer.shared.samples import movie_reviews
+    from tests.helpers.int8 import BUDGET
 
     folder = tmp_path_factory.mktemp("bundles")
     few = tmp_path_factory.mktemp("text") / "few.txt"
@@ -80,7 +78,7 @@ def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
             # Of SqueezeBERT's layers, convolutions, int8 would leave most as they are.
             precisions=["fp32"] if name == "squeezebert" else ["fp32", "int8"],
             calibration_data=text if name != "esm" else None,
-            budget=Budget(max_perplexity_increase=0.05, min_agreement=0.9),
+            budget=BUDGET,
         )
         return folder / name
 

@@ -1,12 +1,16 @@
 """The benchmark program: what it measures is written, and every engine answers as the pipeline does."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mlm_infer.export import Budget
+
+from tests.helpers.int8 import least_of
 
 ENGINES = ("mlm-infer int8", "mlm-infer fp32", "transformers pipeline", "torch, head at masks", "TorchScript")
 
@@ -25,18 +29,20 @@ def results(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_every_engine_is_measured_and_agrees(results: Path, base: Path) -> None:
-    """fp32 engines give the pipeline's best token on all texts; int8 on most, and the figures are all there."""
+    """fp32 engines give the pipeline's best tokens; int8 keeps its budget, and the figures are all there."""
     found = json.loads(results.read_text(encoding="utf-8"))
     engines = found["shapes"][str(base)]
     assert tuple(engines) == ENGINES
+    # The default budget, for a model of a perplexity as high as this one's, on texts with one mask each.
+    within_budget = least_of(500, Budget().agreement(math.inf))
     for name, engine in engines.items():
         assert set(engine["latency_ms"]) == {"25", "128"}
         assert set(engine["texts_per_second_by_call_size"]) == {"1", "8", "32"}
         assert engine["installed_mb"] > (500 if "torch" in name or "Torch" in name else 20)
         assert engine["peak_memory_mb"] > 0
         quality = found["quality"][name]
-        assert quality["top1"] >= (0.9 if "int8" in name else 0.998), name
-    assert found["quality"]["transformers pipeline"] == {"top1": 1.0, "top5": 1.0}
+        assert quality["top1"] >= (within_budget if "int8" in name else 0.998), name
+        assert "int8" in name or quality["top5"] >= 0.998, name
     assert engines["mlm-infer int8"]["installed_mb"] < engines["transformers pipeline"]["installed_mb"] / 4
     assert found["derived"][str(base)]["int8_peak_share"] > 0
 

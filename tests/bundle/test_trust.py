@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mlm_infer.export.known_answers import known_answers
 
 from mlm_infer import BundleError, MaskFiller
@@ -194,6 +195,31 @@ def test_scanner_of_graphs_agrees_with_onnx() -> None:
                 onnx.ModelProto.FromString(data[:end])
             continue
         assert found <= {WEIGHTS}
+
+
+def test_scanner_of_graphs_misses_no_file() -> None:
+    """With bytes changed, it refuses the graph, or names every file that protobuf reads of it."""
+    data = (SHIPPED / GRAPH).read_bytes()
+    random = np.random.default_rng(0)
+    answered = others = 0
+    for _ in range(400):
+        changed = bytearray(data)
+        for place in random.integers(0, len(data), random.integers(1, 4)):
+            changed[place] = random.integers(256)
+        try:
+            found = external_files(bytes(changed))
+            graph = onnx.ModelProto.FromString(bytes(changed)).graph
+        except (BundleError, DecodeError):
+            continue
+        # protobuf leaves a name that is no text as bytes.
+        entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
+        names = {entry.value for entry in entries if entry.key == "location"}
+        read = {name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names}
+        assert read <= found
+        answered += 1
+        others += read != {WEIGHTS}
+    assert answered > 200
+    assert others > 0
 
 
 def test_schema_1_is_read(bundle: Path) -> None:

@@ -23,13 +23,15 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from mlm_infer import ExportError, InputError, ModelError, OutputExistsError
 from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.runtime.ort_session import Session
+from tests.helpers.int8 import LEAST_AGREEMENT, least_of
 from tests.helpers.pipeline import NAMES
 
 
 def test_manifest_and_parity(bundles: dict[str, Path]) -> None:
-    """The manifest holds the figures, fp32 within its tolerance on every shape, int8 near."""
+    """The manifest holds the figures, fp32 within its tolerance on every shape, int8 within its budget."""
     manifest = read_manifest(bundles["base"])
     cases = manifest.parity["cases"]
+    same = masks = 0.0
     assert {case["precision"] for case in cases} == {"fp32", "int8"}
     assert len({case["case"] for case in cases}) == 6
     for case in cases:
@@ -37,7 +39,13 @@ def test_manifest_and_parity(bundles: dict[str, Path]) -> None:
             assert case["score_difference"] <= 1e-5
             assert case["top1"] == case["top5"] == 1
         else:
-            assert case["top1"] > 0.8
+            # A shape has 2 to 65 masks, which alone tell little of a share; all cases together have 386.
+            assert case["top1"] >= least_of(case["masks"])
+            assert case["case"] != "sentences" or case["top1"] >= LEAST_AGREEMENT
+            same += case["top1"] * case["masks"]
+            masks += case["masks"]
+    assert same >= LEAST_AGREEMENT * masks
+    assert manifest.models["int8"].details["agreement"] >= LEAST_AGREEMENT
     assert manifest.parity["bytes"]["int8"] < 0.55 * manifest.parity["bytes"]["fp32"]
     assert manifest.max_length == 512
 

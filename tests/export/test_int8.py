@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from mlm_infer.export import Budget, export_bundle
@@ -22,6 +21,7 @@ from mlm_infer.export.weights import (
 
 from mlm_infer import DataError, ExportError, InputError, MaskFiller
 from mlm_infer.bundle.read_manifest import read_manifest
+from tests.helpers.int8 import products
 from tests.helpers.pipeline import NAMES, masked_sentences
 
 
@@ -117,18 +117,6 @@ def test_no_pair_of_weights_overflows(spread: float, rows: int) -> None:
         assert sums.max() <= 32767
         assert sums.min() >= -32768
         assert int(np.abs(rounded.astype(int)).max()) > 63
-
-
-def products(path: Path) -> list[np.ndarray[Any, Any]]:
-    """The int8 matrices that an exported graph multiplies by, [inputs, outputs]."""
-    graph = onnx.load(path).graph
-    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
-    turned = {
-        node.output[0]: constants[node.input[0]].T
-        for node in graph.node
-        if node.op_type == "Transpose" and node.input[0] in constants
-    }
-    return [(constants | turned)[node.input[1]] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "albert", "esm", "mpnet"])

@@ -1,15 +1,28 @@
 """What is read of the processor and of a container's quota."""
 
+import subprocess
+import sys
 from pathlib import Path
 
-from mlm_infer.runtime.cpu import _cgroup_quota, available_cpus, cpu_kind, cpu_name
+import pytest
+
+from mlm_infer.runtime.cpu import _CPUID, _cgroup_quota, _cpuid_flags, cpu_flags
 
 
-def test_machine() -> None:
-    """What is reported of the processor is of the kinds that int8 is made for."""
-    assert cpu_kind() in ("avx2", "avx512", "avx512_vnni", "arm64")
-    assert available_cpus() >= 1
-    assert cpu_name()
+def test_a_process_takes_no_more_cores_than_it_may() -> None:
+    """Bound to one of them, it has one, however many the machine has."""
+    code = (
+        "import os; from mlm_infer.runtime.cpu import available_cpus\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(available_cpus())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+@pytest.mark.skipif(_cpuid_flags() is None, reason="glibc tells the flags of x86 processors only")
+def test_glibc_and_linux_tell_the_same_flags() -> None:
+    """The kind of a processor is read from glibc; where no emulator hides it, /proc/cpuinfo shows the same."""
+    assert _cpuid_flags() == cpu_flags() & _CPUID.keys()
 
 
 def test_container_quota(tmp_path: Path) -> None:

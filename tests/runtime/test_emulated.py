@@ -92,8 +92,8 @@ def test_int8_answers_are_the_same(name: str, bundle: Path, here: dict[str, Any]
             assert other[0][0] == mask[0][0] or mask[0][1] - mask[1][1] < 0.02
             held = dict(map(tuple, other))
             for token, logprob in mask:
-                # A rounding of a float may tip a byte by one.
-                assert held.get(token, logprob) == pytest.approx(logprob, abs=0.05)
+                # A rounding of a float may tip a byte by one. What it puts out of the best is as good as the last.
+                assert held.get(token, min(held.values())) == pytest.approx(logprob, abs=0.05)
 
 
 def test_8_bits_of_an_older_version(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from tests.helpers.sizes import report, sizes
 
 _BATCH = 5_000
 _SHARES = {"texts": 0.7, "arguments": 0.2, "bundles": 0.1, "tokenizers": 0.02, "graphs": 0.02}
+_ANSWERED = {"texts": 0.5, "arguments": 0.08, "bundles": 0.01, "tokenizers": 0.3, "graphs": 0.08}
+"""The least share of each that is answered; of damaged bundles only what a forger put right, and may be, is."""
 
 
 @sizes("count", short=1_000, full=100_000)
@@ -28,3 +30,5 @@ def test_fuzzed(part: str, count: int) -> None:
         outcomes.update(json.loads(done.stdout))
     report(f"{cases:,} fuzzed {part}: " + ", ".join(f"{number:,} {name}" for name, number in outcomes.most_common()))
     assert sum(outcomes.values()) == cases
+    answered = sum(number for name, number in outcomes.items() if name.startswith("answered"))
+    assert _ANSWERED[part] * cases <= answered < cases

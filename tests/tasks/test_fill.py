@@ -12,6 +12,7 @@ import pytest
 
 from mlm_infer import InputError, MaskFiller
 from mlm_infer.text.encoder import MOST_CHARACTERS
+from tests.helpers.int8 import LEAST_AGREEMENT, agreement
 from tests.helpers.pipeline import NAMES, masked_sentences
 
 
@@ -201,15 +202,13 @@ def test_text_with_half_a_character() -> None:
 
 
 def test_int8_agrees(bundles: dict[str, Path]) -> None:
-    """int8 gives nearly the answers of fp32 on real sentences."""
-    texts = masked_sentences("[MASK]", 200, seed=5)
+    """int8 gives the answers of fp32 as often as its budget asks, on sentences that no export saw."""
+    texts = masked_sentences("[MASK]", 1060, seed=5)
     exact, small = (MaskFiller(bundles["base"], precision=each).fill_batch(texts) for each in ("fp32", "int8"))
-    same = [
-        one.predictions[0].token_id == other.predictions[0].token_id
-        for mine, theirs in zip(exact, small, strict=True)
-        for one, other in zip(mine.masks, theirs.masks, strict=True)
-    ]
-    assert np.mean(same) > 0.8
+    share, masks = agreement(exact, small)
+    # So many masks tell a share to within 2 % (three standard deviations), and int8 keeps 97 %.
+    assert masks > 1800
+    assert share >= LEAST_AGREEMENT
 
 
 def test_words_only_where_the_mask_begins_the_text(bundles: dict[str, Path]) -> None:

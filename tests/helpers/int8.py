@@ -1,0 +1,56 @@
+"""What int8 of the tests may cost, and how much of a graph is int8."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from mlm_infer.export import Budget
+from numpy.typing import NDArray
+
+from mlm_infer.results import FillResult
+
+__all__ = ["BUDGET", "LEAST_AGREEMENT", "agreement", "least_of", "products"]
+
+LEAST_AGREEMENT = 0.9
+
+BUDGET = Budget(max_perplexity_increase=0.05, min_agreement=LEAST_AGREEMENT)
+"""What every int8 model of the tests is exported with.
+
+It is wide: how many layers a tight one puts back is another question, and may hang on a rounding.
+"""
+
+
+def least_of(masks: int, asked: float = LEAST_AGREEMENT) -> float:
+    """Return the least share of equal best tokens that so few masks may show of a model that keeps its budget.
+
+    A share of n masks has a standard deviation of sqrt(p (1 - p) / n) around its p; three of them are allowed.
+
+    Args:
+        masks: How many.
+        asked: What the budget asks for.
+    """
+    return asked - 3 * math.sqrt(asked * (1 - asked) / masks)
+
+
+def agreement(some: list[FillResult], others: list[FillResult]) -> tuple[float, int]:
+    """Return the share of masks with the same best token, as the budget counts it, and how many masks there are."""
+    same = [
+        one.predictions[0].token_id == other.predictions[0].token_id
+        for mine, theirs in zip(some, others, strict=True)
+        for one, other in zip(mine.masks, theirs.masks, strict=True)
+    ]
+    return float(np.mean(same)), len(same)
+
+
+def products(path: Path) -> list[NDArray[Any]]:
+    """Return the int8 matrices that an exported graph multiplies by, [inputs, outputs]."""
+    graph = onnx.load(path).graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    turned = {
+        node.output[0]: constants[node.input[0]].T
+        for node in graph.node
+        if node.op_type == "Transpose" and node.input[0] in constants
+    }
+    return [(constants | turned)[node.input[1]] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
