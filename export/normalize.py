@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 
 from .graph import add_constant, add_node, constant_of, forget_shapes
 from .shapes import Observed, Shape, observe
+from .spell_out import SPELLED_OUT
 
 __all__ = ["normalize"]
 
@@ -24,9 +25,6 @@ _NEWEST = 20
 _SMALL_BYTES = 1024
 
 _BRANCHES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
-_KEPT_ATTRIBUTES = frozenset(["scale", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode", "softmax_precision"])
-"""What an Attention may say and still be plain attention; of the rest only zeros."""
 
 
 def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
@@ -54,10 +52,8 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
     _name_axes(graph, inputs)
     found = observe(model, inputs, token_id)
     for node in list(graph):
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        if node.op_type == "Attention":
-            _spell_out_attention(graph, node, found)
+        if node.op_type in SPELLED_OUT.get(node.domain, ()):
+            SPELLED_OUT[node.domain][node.op_type](graph, node, found)
         elif node.op_type == "Reshape" and _positive(node.outputs[0], found):
             # Only of a shape with a zero in it do the two ways to read zeros differ.
             node.attributes.pop("allowzero", None)
@@ -182,36 +178,6 @@ def _turn_at_once(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> N
     turned = add_node(graph, "Transpose", [keys], {"perm": [0, 1, 3, 2]}, before=node)
     shapes[turned.name or ""] = after
     node.outputs[0].replace_all_uses_with(turned, replace_graph_outputs=True)
-
-
-def _spell_out_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """Write an Attention of [batch, heads, length, width] as the products and the softmax that it stands for."""
-    query, key, value, mask, *more = [*node.inputs, None, None, None][:6]
-    shape = _shape_of(query, found.shapes)
-    strange = [name for name, each in node.attributes.items() if name not in _KEPT_ATTRIBUTES and each.value]
-    alone = all(not output.uses() and not output.is_graph_output() for output in node.outputs[1:])
-    if len(shape) != 4 or not isinstance(shape[3], int) or strange or not alone or any(more):
-        return
-    if _shape_of(key, found.shapes)[1:2] != shape[1:2]:
-        return
-    kind = found.kinds[node.outputs[0].name or ""]
-
-    def number(name: str, each: float) -> ir.Value:
-        return add_constant(graph, name, np.array(each, kind))
-
-    def add(op: str, parts: Sequence[ir.Value | None], **attributes: object) -> ir.Value:
-        return add_node(graph, op, parts, attributes, before=node)
-
-    turned = add("Transpose", [key], perm=[0, 1, 3, 2])
-    scale = number("attention_scale", node.attributes.get_float("scale", shape[3] ** -0.5))
-    scores = add("Mul", [add("MatMul", [query, turned]), scale])
-    if mask is not None:
-        if found.kinds.get(mask.name or "") == np.bool_:
-            mask = add("Where", [mask, number("attended", 0), number("ignored", float(np.finfo(kind).min))])
-        scores = add("Add", [scores, mask])
-    result = add("MatMul", [add("Softmax", [scores], axis=-1), value])
-    node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
 
 
 def _lower_version(model: ir.Model) -> None:
