@@ -103,7 +103,8 @@ def _fold(graph: ir.Graph, found: Observed) -> None:
     for node in list(graph):
         if node.domain not in ("", "ai.onnx") or any(each.type in _BRANCHES for each in node.attributes.values()):
             continue
-        given = [each for each in node.inputs if each is not None]
+        # What a CastLike takes its type from is no part of its value.
+        given = [each for each in node.inputs[: 1 if node.op_type == "CastLike" else None] if each is not None]
         follows = bool(given) and all(each in constant for each in given)
         arrays = [found.values.get(output.name or "") for output in node.outputs]
         if any(each is None for each in arrays) or not (follows or _takes_fixed_dims(node, found.shapes)):
