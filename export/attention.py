@@ -22,8 +22,7 @@ _BATCH, _KEYS = -4, -1
 
 _ELEMENTWISE = frozenset(
     ["Add", "And", "Cast", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul"]
-    + ["Not", "Or", "Sub", "Where", "Xor"]
-)
+) | {"Not", "Or", "Sub", "Where", "Xor"}
 _REDUCTIONS = frozenset(["ReduceMax", "ReduceMin", "ReduceSum"])
 _MOVES = frozenset(["Cast", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"])
 
@@ -245,7 +244,7 @@ def _varying(value: ir.Value, shapes: dict[str, Shape]) -> set[int]:
     inputs = [each for each in node.inputs if each is not None]
     if node.op_type == "Expand":
         return own & _varying(inputs[0], shapes)
-    if node.op_type in _REDUCTIONS and node.attributes.get_int("keepdims", 1):
+    if node.op_type in _REDUCTIONS and node.attributes.get_int("keepdims", 1) == 1:
         return own & _varying(inputs[0], shapes)
     if node.op_type not in _ELEMENTWISE:
         return own
@@ -257,11 +256,16 @@ def _varying(value: ir.Value, shapes: dict[str, Shape]) -> set[int]:
 
 
 def _counts_up(value: ir.Value) -> bool:
-    """Tell whether a value is made of 0, 1, 2 and so on."""
+    """Tell whether a value is made of 0, 1, 2 and so on, or of larger numbers."""
     node = value.producer()
-    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+    while node is not None and (node.op_type in _MOVES or _adds_to(node)) and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     if node is None or node.op_type != "Range":
         return False
     start, step = (constant_of(node.inputs[at]) for at in (0, 2))
-    return start is not None and step is not None and start >= 0 and step > 0
+    return start is not None and step is not None and bool(start >= 0 and step > 0)
+
+
+def _adds_to(node: ir.Node) -> bool:
+    added = constant_of(node.inputs[1]) if node.op_type == "Add" else None
+    return added is not None and bool((added >= 0).all())

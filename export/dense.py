@@ -104,4 +104,5 @@ def _dense(node: ir.Node) -> Dense | None:
         if constant is not None and constant.shape == (array.shape[1],):
             bias, last = constant, users[0].node
     name = (node.name or node.outputs[0].name or "dense").strip("/").removesuffix("/MatMul").replace("/", ".")
-    return Dense(node, array, bias, last, table if is_table(table) else None, name)
+    shared = table is not None and is_table(table) and any(use.node.op_type == "Gather" for use in table.uses())
+    return Dense(node, array, bias, last, table if shared else None, name)

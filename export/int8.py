@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mlm_infer.errors import ExportError, InputError
+from mlm_infer.errors import ExportError, InputError, MlmInferError, first_line
 
 from .balance import balance_channels
 from .batches import Batch, feeds
@@ -162,7 +162,15 @@ def quantize_within(
         ExportError: The budget is strict, or cannot be met, and by how much, or what meets it is not much smaller
             than fp32.
     """
-    return _Search(model, inputs, seen, unseen, budget, on_step, within).choose()
+    try:
+        return _Search(model, inputs, seen, unseen, budget, on_step, within).choose()
+    except MlmInferError:
+        raise
+    except Exception as error:  # what ONNX Runtime or numpy make of a graph that nobody has seen
+        raise ExportError(
+            f"quantizing to int8 failed ({type(error).__name__}: {first_line(error):.300}); export fp32 alone, "
+            "without int8"
+        ) from error
 
 
 class _Search:

@@ -15,14 +15,16 @@ from onnx_ir.passes import common
 
 from .graph import add_constant, add_node, constant_of, forget_shapes
 from .shapes import Observed, Shape, observe
+from .spell_out import SPELLED_OUT
 
 __all__ = ["normalize"]
 
 _NEWEST = 20
 """Version of ONNX that the oldest ONNX Runtime reads which a bundle may meet."""
 
-_KEPT_ATTRIBUTES = frozenset(["scale", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode", "softmax_precision"])
-"""What an Attention may say and still be plain attention; of the rest only zeros."""
+_SMALL_BYTES = 1024
+
+_BRANCHES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
@@ -40,20 +42,18 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
         common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.IdentityEliminationPass(),
         common.ClearMetadataAndDocStringPass(),
         common.RemoveUnusedNodesPass(),
     ):
         each(model)
     graph = model.graph
+    _drop_identities(graph)
     forget_shapes(graph)
     _name_axes(graph, inputs)
     found = observe(model, inputs, token_id)
     for node in list(graph):
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        if node.op_type == "Attention":
-            _spell_out_attention(graph, node, found)
+        if node.op_type in SPELLED_OUT.get(node.domain, ()):
+            SPELLED_OUT[node.domain][node.op_type](graph, node, found)
         elif node.op_type == "Reshape" and _positive(node.outputs[0], found):
             # Only of a shape with a zero in it do the two ways to read zeros differ.
             node.attributes.pop("allowzero", None)
@@ -66,6 +66,15 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
         if not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
     _lower_version(model)
+
+
+def _drop_identities(graph: ir.Graph) -> None:
+    """Take away the names that weights have twice; those in branches stay, which may give out what is not theirs."""
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Identity" else None
+        if source is not None and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node, safe=True)
 
 
 def _name_axes(graph: ir.Graph, inputs: Sequence[str]) -> None:
@@ -92,15 +101,20 @@ def _fold(graph: ir.Graph, found: Observed) -> None:
     """Turn what follows from constants, and from dimensions that are the same for every text, into constants."""
     constant = {value for value in graph.initializers.values() if value.const_value is not None}
     for node in list(graph):
-        if node.op_type == "Constant" or any(each.graph is not None for each in _graphs(node)):
+        if node.domain not in ("", "ai.onnx") or any(each.type in _BRANCHES for each in node.attributes.values()):
             continue
-        known = _takes_fixed_dims(node, found.shapes) or (
-            bool(node.inputs) and all(each is None or each in constant for each in node.inputs)
-        )
+        # What a CastLike takes its type from is no part of its value.
+        given = [each for each in node.inputs[: 1 if node.op_type == "CastLike" else None] if each is not None]
+        follows = bool(given) and all(each in constant for each in given)
         arrays = [found.values.get(output.name or "") for output in node.outputs]
-        if not known or node.domain not in ("", "ai.onnx") or any(each is None for each in arrays):
+        if any(each is None for each in arrays) or not (follows or _takes_fixed_dims(node, found.shapes)):
             continue
         if any(output.is_graph_output() for output in node.outputs):
+            continue
+        if follows:
+            constant.update(node.outputs)
+        size = sum(each.nbytes for each in arrays if each is not None)
+        if size > _SMALL_BYTES and not (follows and _saves(node, size)):
             continue
         for output, array in zip(node.outputs, arrays, strict=True):
             assert array is not None  # noqa: S101
@@ -111,13 +125,22 @@ def _fold(graph: ir.Graph, found: Observed) -> None:
         graph.remove(node, safe=True)
 
 
-def _graphs(node: ir.Node) -> list[ir.Graph]:
-    return [each.as_graph() for each in node.attributes.values() if each.type == ir.AttributeType.GRAPH]
+def _saves(node: ir.Node, size: int) -> bool:
+    """Tell whether a large constant may take the place of those that it is made of.
+
+    Bytes that are dequantized stay bytes, and an embedding table that is turned for the head stays one table.
+    """
+    held = [each.const_value for each in node.inputs if each is not None]
+    if size > sum(each.nbytes if each is not None else size for each in held):
+        return False
+    source = node.inputs[0]
+    return node.op_type != "Transpose" or source is None or len(list(source.uses())) == 1
 
 
 def _takes_fixed_dims(node: ir.Node, shapes: dict[str, Shape]) -> bool:
     """Tell whether a node picks dimensions that are numbers out of the shape of a value."""
-    source = node if node.op_type == "Shape" else node.inputs[0].producer() if _picks(node) else None
+    taken = node.inputs[0] if node.op_type in ("Gather", "Slice") else None
+    source = node if node.op_type == "Shape" else taken.producer() if taken is not None else None
     value = source.inputs[0] if source is not None and source.op_type == "Shape" else None
     shape = shapes.get(value.name or "") if value is not None else None
     if source is None or shape is None:
@@ -135,10 +158,6 @@ def _takes_fixed_dims(node: ir.Node, shapes: dict[str, Shape]) -> bool:
             step = int(rest[1][0]) if len(rest) > 1 else 1
             dims = dims[int(begins[0]) : int(ends[0]) : step]
     return len(dims) > 0 and all(isinstance(each, int) for each in dims)
-
-
-def _picks(node: ir.Node) -> bool:
-    return node.op_type in ("Gather", "Slice") and node.inputs[0] is not None
 
 
 def _turn_at_once(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> None:
@@ -160,36 +179,6 @@ def _turn_at_once(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> N
     turned = add_node(graph, "Transpose", [keys], {"perm": [0, 1, 3, 2]}, before=node)
     shapes[turned.name or ""] = after
     node.outputs[0].replace_all_uses_with(turned, replace_graph_outputs=True)
-
-
-def _spell_out_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """Write an Attention of [batch, heads, length, width] as the products and the softmax that it stands for."""
-    query, key, value, mask, *more = [*node.inputs, None, None, None][:6]
-    shape = _shape_of(query, found.shapes)
-    strange = [name for name, each in node.attributes.items() if name not in _KEPT_ATTRIBUTES and each.value]
-    alone = all(not output.uses() and not output.is_graph_output() for output in node.outputs[1:])
-    if len(shape) != 4 or not isinstance(shape[3], int) or strange or not alone or any(more):
-        return
-    if _shape_of(key, found.shapes)[1:2] != shape[1:2]:
-        return
-    kind = found.kinds[node.outputs[0].name or ""]
-
-    def number(name: str, each: float) -> ir.Value:
-        return add_constant(graph, name, np.array(each, kind))
-
-    def add(op: str, parts: Sequence[ir.Value | None], **attributes: object) -> ir.Value:
-        return add_node(graph, op, parts, attributes, before=node)
-
-    turned = add("Transpose", [key], perm=[0, 1, 3, 2])
-    scale = number("attention_scale", node.attributes.get_float("scale", shape[3] ** -0.5))
-    scores = add("Mul", [add("MatMul", [query, turned]), scale])
-    if mask is not None:
-        if found.kinds.get(mask.name or "") == np.dtype(bool):
-            mask = add("Where", [mask, number("attended", 0), number("ignored", float(np.finfo(kind).min))])
-        scores = add("Add", [scores, mask])
-    result = add("MatMul", [add("Softmax", [scores], axis=-1), value])
-    node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
 
 
 def _lower_version(model: ir.Model) -> None:

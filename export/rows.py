@@ -234,7 +234,7 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
         at = node.attributes.get_int("axis", -1)
         return [axis] if axis != (at if at >= 0 else len(output) + at) else None
     if op in _REDUCTIONS:
-        return [axis, *rest] if _reduces_last(node) and axis < len(output) - 1 else None
+        return [axis, *rest] if _reduces_last(node, len(inputs[0])) and axis < len(output) - 1 else None
     if op == "MatMul":
         return _matmul_axes(axis, inputs, output)
     if op == "MultiHeadAttention":
@@ -267,9 +267,9 @@ def _matmul_axes(axis: int, inputs: Sequence[Shape], output: Shape) -> list[int 
     return [axis, None]
 
 
-def _reduces_last(node: ir.Node) -> bool:
+def _reduces_last(node: ir.Node, rank: int) -> bool:
     axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    return axes is not None and axes.numpy().tolist() == [-1]
+    return axes is not None and axes.numpy().tolist() in ([-1], [rank - 1])
 
 
 def _reshape_axes(axis: int, source: Shape, output: Shape) -> list[int | None] | None:

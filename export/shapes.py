@@ -31,7 +31,7 @@ class Observed:
 
     Attributes:
         shapes: By name, initializers included.
-        values: Those of few numbers that were the same in all runs, by name.
+        values: Those of few numbers that were the same in all runs, and those that follow from constants, by name.
         kinds: Types of their elements, by name.
     """
 
@@ -65,15 +65,25 @@ def observe(model: ir.Model, inputs: Sequence[str], token_id: int) -> Observed:
     shapes: dict[str, Shape] = dict.fromkeys(inputs, ("B", "L"))
     for name, value in model.graph.initializers.items():
         shapes[name] = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ("?",)
+    fixed = _following(model.graph)
     values: dict[str, NDArray[Any]] = {}
     kinds: dict[str, np.dtype[Any]] = {}
     for name, *found in zip(names, *runs, strict=True):
         arrays = [np.asarray(each) for each in found]
         shapes[name] = _symbolic([each.shape for each in arrays], probes)
         kinds[name] = arrays[0].dtype
-        if arrays[0].size <= _SMALL and all(np.array_equal(arrays[0], each) for each in arrays[1:]):
+        if (arrays[0].size <= _SMALL or name in fixed) and all(np.array_equal(arrays[0], each) for each in arrays[1:]):
             values[name] = arrays[0]
     return Observed(shapes, values, kinds)
+
+
+def _following(graph: ir.Graph) -> set[str]:
+    """Return the names of the values that follow from constants alone."""
+    found = set(graph.initializers)
+    for node in graph:
+        if node.inputs and all(each is None or each.name in found for each in node.inputs):
+            found.update(output.name or "" for output in node.outputs)
+    return found - set(graph.initializers)
 
 
 def observe_shapes(model: ir.Model, inputs: Sequence[str], token_id: int) -> dict[str, Shape]:

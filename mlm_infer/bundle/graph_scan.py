@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlm_infer.errors import BundleError
 
-__all__ = ["check_graph", "external_files"]
+__all__ = ["WEIGHTS_ENDINGS", "check_graph", "external_files"]
 
 _HOLDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -26,6 +26,9 @@ _HOLDS: dict[str, dict[int, str]] = {
 """Fields by number that lead to a tensor; an entry is a key (1) and a value (2) that say where its data lies."""
 
 _DEEPEST = 50
+
+WEIGHTS_ENDINGS = ("_data", ".data")
+"""What the name of a weights file has behind that of its graph, as Optimum and as torch write it."""
 
 
 def external_files(graph: bytes | mmap.mmap) -> set[str]:
@@ -109,5 +112,8 @@ def check_graph(path: Path, weights: str | None) -> None:
     except (BundleError, ValueError) as error:
         reason = error if isinstance(error, BundleError) else "it is empty"
         raise BundleError(f"{path} cannot be read: {reason}; export the model again") from error
+    missing = sorted(strange & {path.name + ending for ending in WEIGHTS_ENDINGS})
+    if missing and not (path.parent / missing[0]).exists():
+        raise BundleError(f"{path} keeps its weights in {missing[0]}, which is not beside it; copy it there")
     if strange:
         raise BundleError(f"{path} asks for the file {min(strange)!r}, which it may not; export the model again")

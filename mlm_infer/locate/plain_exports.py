@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlm_infer.bundle.graph_scan import WEIGHTS_ENDINGS
 from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.bundle.manifest import TOKENIZER, ForeignManifest, ModelFile
 from mlm_infer.errors import BundleError, ModelError
@@ -22,7 +23,6 @@ _ONNX_FILES = {
 fp32 comes first: nobody has compared the answers of the others."""
 
 _SETTINGS = ("config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
-_WEIGHTS_ENDINGS = ("_data", ".data")
 _MOST_IDS = 2**31
 
 _AFTER_PADDING = frozenset(
@@ -51,7 +51,7 @@ def home_of(file: Path) -> Path:
 
 def settings_files(names: Iterable[str], model: str) -> list[str]:
     """Return the files that an ONNX export needs, itself included."""
-    wanted = {model, *_SETTINGS, *(model + ending for ending in _WEIGHTS_ENDINGS)}
+    wanted = {model, *_SETTINGS, *(model + ending for ending in WEIGHTS_ENDINGS)}
     return sorted(wanted & set(names))
 
 
@@ -81,7 +81,7 @@ def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
         raise ModelError(f"the tokenizer of {folder} has no mask token, so nothing can be masked")
     models = {
         precision: ModelFile(
-            file, next((file + ending for ending in _WEIGHTS_ENDINGS if (folder / (file + ending)).is_file()), None)
+            file, next((file + ending for ending in WEIGHTS_ENDINGS if (folder / (file + ending)).is_file()), None)
         )
         for precision, file in files.items()
     }
