@@ -1,4 +1,4 @@
-"""Bundles made on first use: exported once, and kept by content in the user's cache folder."""
+"""Bundles made on first use: exported once and cached by content in the user's cache folder."""
 
 import hashlib
 import importlib.metadata
@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "filelock")
 
 
 def cache_folder() -> Path:
-    """Return where bundles made on first use are kept: `MLM_INFER_CACHE`, or mlm-infer in the user's cache folder."""
+    """Return the folder of bundles made on first use: `MLM_INFER_CACHE`, or mlm-infer in the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -75,7 +75,9 @@ def export_once(model: Path, files: Iterable[Path], arguments: Mapping[str, Sequ
 
 @contextmanager
 def _alone(entry: Path, model: Path) -> Iterator[None]:
-    """Hold the lock of an entry."""
+    """Hold the lock of an entry, waiting for another process that has it."""
+    # A lock per entry: different models may be exported at the same time. The operating system releases the lock of a
+    # killed process. The lock is outside the entry, which may be removed and made again.
     from filelock import FileLock, Timeout
 
     lock = FileLock(entry.parent / f".{entry.name}.lock")
@@ -133,7 +135,7 @@ def _say(text: str) -> None:
 
 
 def _name(model: Path) -> str:
-    """Return what a person calls the model; the commit of a Hub snapshot tells nobody anything."""
+    """Return a readable name of the model: for a Hub snapshot the repository instead of the commit."""
     folder = model.resolve() if model.is_dir() else model.resolve().parent
     while folder.name == "onnx":
         folder = folder.parent
@@ -153,10 +155,10 @@ def _key(files: Iterable[Path], arguments: Mapping[str, Sequence[str]]) -> str:
 
 
 def _read(entry: Path) -> Manifest | None:
-    """Return the manifest of an entry that is there with all its files; one that was damaged is made again.
+    """Return the manifest of a complete and undamaged entry, or None if it has to be made (again).
 
     Raises:
-        BundleError: Another user could have put it there.
+        BundleError: Another user could have written the entry.
     """
     _check_owner(entry.parent)
     if not entry.is_dir():
