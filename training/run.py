@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def work_folder(output: Path) -> Path:
-    """Return the folder that a run writes to until it is complete; an interrupted one resumes from it."""
+    """Return the temporary folder of a run, from which an interrupted run resumes."""
     return output.with_name(f".{output.name}.training")
 
 
@@ -44,25 +44,25 @@ def fine_tune(
 ) -> TrainReport:
     """Fine-tune a masked language model, and write the model, its tokenizer, a report and a curve.
 
-    Tokens are masked anew in every epoch for training and once for evaluation. The loss of a step is the
-    mean over its masked tokens; the head runs at those only, which changes nothing but the speed.
+    Training draws new masks in every epoch; evaluation uses masks that are drawn once. The loss of a step is the mean
+    over its masked tokens. The head runs at these positions only, which affects nothing but the speed.
 
     Args:
-        config: What to train, on what, and how.
-        overwrite: Replace an output folder that exists, once the new one is complete: an empty one, or one that holds
-            what this package wrote and nothing else, and lies apart from what is read.
-        resume: Go on from the last finished epoch of an interrupted run with the same configuration.
+        config: The configuration of the run.
+        overwrite: Replace an existing output folder once the new one is complete, provided that it is empty or contains
+            only files that this package wrote, and does not overlap with an input.
+        resume: Continue after the last finished epoch of an interrupted run with the same configuration.
         progress: Show progress bars on stderr.
         on_evaluation: Called after each evaluation, the one before training included.
 
     Returns:
-        The report; `config.output` holds it as `training_report.json`, with `training_curve.png` beside it.
+        The report, which is also written to `config.output` as `training_report.json`, with `training_curve.png`.
 
     Raises:
-        OutputExistsError: The output folder exists and `overwrite` is false, or it may not be replaced.
-        ModelError: The checkpoint is no usable masked language model.
-        DataError: The data cannot be read or holds too little text.
-        InputError: A value of the configuration does not fit this model or machine.
+        OutputExistsError: The output folder exists and `overwrite` is false, or it must not be replaced.
+        ModelError: The checkpoint is not a usable masked language model.
+        DataError: The data cannot be read or contains too little text.
+        InputError: A value of the configuration is invalid for this model or machine.
     """
     output = config.output.expanduser()
     sources = [each for each in (config.model, config.data, config.validation_data) if each is not None]
@@ -108,7 +108,7 @@ def fine_tune(
     if work.exists() and not resume:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    # Says whose folder this is, until the report itself does.
+    # Identifies the folder as this package's until the report is written.
     (work / REPORT).touch()
     recorder = _Recorder(on_evaluation)
     trainer = MaskedLMTrainer(
@@ -123,6 +123,7 @@ def fine_tune(
         ),
         train_dataset=train,
         eval_dataset=validation,
+        # Training draws masks of its own, independent of those of the evaluation.
         data_collator=mask_collator(tokenizer, config.mlm_probability, config.seed + 1),
         processing_class=tokenizer,
         callbacks=[recorder],
@@ -135,6 +136,7 @@ def fine_tune(
     started = time.perf_counter()
     with writing(work):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # Training may end between two evaluations, for example with a fractional number of epochs.
     if recorder.evaluations[-1].step != trainer.state.global_step:
         trainer.evaluate()
 
@@ -152,7 +154,7 @@ def fine_tune(
     with writing(work):
         trainer.save_model()
     save_curve(report, work / "training_curve.png")
-    (work / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+    (work / "training_args.bin").unlink(missing_ok=True)  # a pickle, which is not needed
     for leftover in work.glob("checkpoint-*"):
         shutil.rmtree(leftover)
     report.save(work)
@@ -165,7 +167,7 @@ def fine_tune(
 def _arguments(
     config: TrainConfig, work: Path, precision: str, *, steps_an_epoch: int, evaluate_first: bool
 ) -> TrainingArguments:
-    # transformers leaves the precision of a run here, and would take it for the next run in this process.
+    # transformers stores the precision in this variable and would use it for the next run in this process.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if precision == "fp32" else precision
     updates = max(1, int(steps_an_epoch * config.epochs / config.gradient_accumulation_steps))
     return TrainingArguments(
@@ -201,7 +203,7 @@ def _missing_weights(names: list[str]) -> str:
 
 
 def _check_work(work: Path, sources: Sequence[str]) -> None:
-    """Refuse a work folder that no run of this package left, or that holds what is read."""
+    """Reject a temporary folder that this package did not create, or that contains an input."""
     if not os.path.lexists(work):
         return
     if not work.is_dir() or (any(work.iterdir()) and not (work / REPORT).is_file()):
@@ -219,7 +221,7 @@ def _last_checkpoint(work: Path) -> Path:
 
 
 def _complete(checkpoint: Path) -> bool:
-    """Tell whether a kill came after the checkpoint was written: the Trainer writes its state last."""
+    """Return whether a checkpoint is complete: the Trainer writes its state last, so a kill leaves it out."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -228,7 +230,7 @@ def _complete(checkpoint: Path) -> bool:
 
 
 class _Recorder(TrainerCallback):
-    """Turns the Trainer's log into evaluations, those of a resumed run's first part included."""
+    """Converts the Trainer's log to evaluations, including those before a run was resumed."""
 
     def __init__(self, on_evaluation: Callable[[Evaluation], None] | None) -> None:
         self.evaluations: list[Evaluation] = []

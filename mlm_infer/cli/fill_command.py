@@ -41,14 +41,18 @@ __all__ = ["main"]
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Output file, .jsonl or .parquet.")
 @click.option("--resume", is_flag=True, help="Continue an --output that was interrupted.")
 @click.option("--top-k", "-k", default=5, show_default=True, help="Predictions per mask.")
-@click.option("--targets", "-t", multiple=True, help="Predict only these words; repeat the option, or separate words with commas.")
+@click.option(
+    "--targets", "-t", multiple=True, help="Predict only these words; repeat the option, or separate words with commas."
+)
 @click.option("--allow", multiple=True, help="Permitted words; repeat the option, or separate words with commas.")
 @click.option("--deny", multiple=True, help="Excluded words; repeat the option, or separate words with commas.")
 @click.option("--words-only", is_flag=True, help="Exclude special tokens, punctuation, numbers and parts of words.")
 @click.option("--pattern", help="Regular expression that must match the whole word.")
 @click.option("--min-score", default=0.0, show_default=True, help="Minimum probability of a prediction.")
 @click.option("--renormalize", is_flag=True, help="Normalize probabilities over the permitted words.")
-@click.option("--long-text", default="error", show_default=True, help="error, or window: predict from a window around the mask.")
+@click.option(
+    "--long-text", default="error", show_default=True, help="error, or window: predict from a window around the mask."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnx or torchscript.")
