@@ -2,8 +2,8 @@
 
 ONNX Runtime selects its kernels by whether the operating system saves the AVX-512 registers (instruction XGETBV). In a
 copy of the library, this instruction is replaced by the answer "no", so that it selects the AVX2 kernels that a
-processor without AVX-512 would get (tests/runtime/test_emulated.py runs them in emulation). torch has a setting for it. Clock,
-caches and memory still differ from a real AVX2 processor.
+processor without AVX-512 would get (tests/runtime/test_emulated.py runs them in emulation). torch has a setting for it.
+Clock, caches and memory still differ from a real AVX2 processor.
 """
 
 import importlib.util
