@@ -118,7 +118,7 @@ def main(
     with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
         for read, result in answer_texts(filler, lines, options):
             if isinstance(result, InputError):
-                # A wrong argument is wrong usage; a wrong line of a file is wrong data.
+                # An invalid argument is wrong usage (exit status 2), an invalid line of a file is not.
                 raise DataError(str(result)) if read.place else result
             click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
             bar.update(1)

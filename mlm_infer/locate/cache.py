@@ -35,23 +35,23 @@ def cache_folder() -> Path:
 
 
 def can_export() -> bool:
-    """Tell whether what the extra [export] installs is there, without importing it."""
+    """Return whether the packages of the extra [export] are installed, without importing them."""
     return all(importlib.util.find_spec(name) is not None for name in _PACKAGES)
 
 
 def export_once(model: Path, files: Iterable[Path], arguments: Mapping[str, Sequence[str]]) -> tuple[Path, Manifest]:
     """Return the bundle that `mlm-export` makes of a model, from the cache if the same files were exported before.
 
-    The export runs in a process of its own, so that torch is never loaded into this one; its steps are shown on
-    stderr. A second process that wants the same bundle waits for the first.
+    The export runs in a separate process, so that torch is never loaded into this one, and reports its steps on
+    stderr. A second process that needs the same bundle waits for the first.
 
     Args:
-        model: What to export: a folder or an ONNX file.
-        files: All that the bundle depends on.
-        arguments: Of `export_bundle`, besides model and output.
+        model: The folder or ONNX file to export.
+        files: All files that the bundle depends on.
+        arguments: Arguments of `export_bundle`, other than model and output.
 
     Returns:
-        The bundle, all of whose files have been checked, and its manifest.
+        The bundle and its manifest; all files have been verified.
 
     Raises:
         BundleError: The cache folder cannot be written, or others can write to it.
@@ -63,7 +63,7 @@ def export_once(model: Path, files: Iterable[Path], arguments: Mapping[str, Sequ
         manifest = _read(entry)
         if manifest is None:
             with _alone(entry, model):
-                # Another process may have made it meanwhile.
+                # Another process may have made it while this one waited for the lock.
                 manifest = _read(entry) or _make(model, entry, arguments)
     except OSError as error:
         raise BundleError(

@@ -48,7 +48,7 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def message_of(error: MlmInferError | OSError) -> str:
-    """Return what is shown of an error: one line, with the file where the operating system names one."""
+    """Return the one-line message of an error, with the file if the operating system names one."""
     if isinstance(error, MlmInferError):
         return str(error)
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
