@@ -84,7 +84,7 @@ class Budget:
         """Return a description of the measurements and limits."""
         return (
             f"perplexity {perplexity / exact_perplexity - 1:+.2%} (at most {self.max_perplexity_increase:+.2%}), "
-            f"same best token {agreement:.1%} (at least {self.agreement(exact_perplexity):.1%})"
+            f"top-1 agreement {agreement:.1%} (at least {self.agreement(exact_perplexity):.1%})"
         )
 
 
@@ -127,7 +127,7 @@ class Int8Report:
         counts = ", ".join(f"{schemes.count(each)} {each}" for each in dict.fromkeys(schemes))
         return (
             f"int8 layers: {counts}; on {self.masks} held-out masks perplexity {self.perplexity:.2f} "
-            f"({self.perplexity / self.fp32_perplexity - 1:+.2%}), same best token {self.agreement:.1%}"
+            f"({self.perplexity / self.fp32_perplexity - 1:+.2%}), top-1 agreement {self.agreement:.1%}"
         )
 
 

@@ -113,4 +113,6 @@ def check_graph(path: Path, weights: str | None) -> None:
         reason = error if isinstance(error, BundleError) else "it is empty"
         raise BundleError(f"{path} cannot be read: {reason}; export the model again") from error
     if strange:
-        raise BundleError(f"{path} asks for the file {min(strange)!r}, which it may not; export the model again")
+        raise BundleError(
+            f"{path} refers to the external file {min(strange)!r}, which is not allowed; export the model again"
+        )

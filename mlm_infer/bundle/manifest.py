@@ -160,7 +160,7 @@ class Manifest:
             raise BundleError(f"{path} cannot be read: {error.strerror}; copy or export it again") from error
         if found != stored.sha256:
             raise BundleError(
-                f"{path} is damaged or was changed: its sha256 is not the manifest's; copy or export it again"
+                f"{path} is damaged or was changed: its sha256 differs from the manifest; copy or export it again"
             )
         return path
 
@@ -249,7 +249,7 @@ def confine(folder: Path, name: str) -> Path:
     # A Hub cache keeps files in REPOSITORY/blobs and links to them from REPOSITORY/snapshots/COMMIT.
     stores = [each.parent / "blobs" for each in home.parents if each.name == "snapshots"]
     if not real.is_relative_to(home) and real.parent not in stores:
-        raise BundleError(f"{path} is a link to {real}, out of the bundle; copy the file itself there")
+        raise BundleError(f"{path} is a link to {real}, outside the bundle; replace the link by a copy of the file")
     return path
 
 

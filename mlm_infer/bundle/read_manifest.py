@@ -28,7 +28,7 @@ def read_manifest(folder: Path) -> Manifest:
         folder: The bundle.
 
     Raises:
-        BundleError: There is no bundle, its manifest cannot be read, or a newer version wrote it.
+        BundleError: The folder is not a bundle, its manifest cannot be read, or a newer version wrote it.
     """
     path = folder / MANIFEST
     try:
@@ -36,7 +36,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise BundleError(f"there is no folder {folder}; write one with: mlm-export MODEL {folder}")
         if not path.is_file():
             hint = f"mlm-export {folder} OUT" if (folder / "config.json").is_file() else f"mlm-export MODEL {folder}"
-            raise BundleError(f"{folder} is no bundle, it holds no {MANIFEST}; write one with: {hint}")
+            raise BundleError(f"{folder} is not a bundle: it contains no {MANIFEST}; write one with: {hint}")
         with path.open("rb") as stream:
             # Bounded: the file may have any size.
             data = stream.read(_LARGEST + 1)

@@ -177,6 +177,6 @@ def _check_owner(folder: Path) -> None:
     ):
         return
     raise BundleError(
-        f"{folder} is another user's, or everybody can write to it, so a model in it may be anybody's: make it yours "
-        f"alone (chmod 700), or set {CACHE_VARIABLE} to another folder"
+        f"{folder} belongs to another user, or everybody can write to it, so its models cannot be trusted: make it "
+        f"private (chmod 700), or set {CACHE_VARIABLE} to another folder"
     )

@@ -60,8 +60,7 @@ def fetch(
             return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
         except errors.GatedRepoError as error:
             raise BundleError(
-                f"the Hub gives {repository} only to those who asked for it: accept its terms on its page, then run "
-                "hf auth login"
+                f"{repository} is a gated repository on the Hub: accept its terms on its page, then run hf auth login"
             ) from error
         except errors.RepositoryNotFoundError as error:
             raise BundleError(

@@ -35,7 +35,7 @@ def open_checkpoint(
 
     path = Path(model).expanduser()
     if path.exists() and not (path / "config.json").is_file():
-        raise ModelError(f"{model} is no checkpoint: it holds no config.json")
+        raise ModelError(f"{model} is not a checkpoint: it contains no config.json")
     try:
         # A bar for reading files that are on the disk already; that of the download is huggingface-hub's.
         with _no_bars():

@@ -49,7 +49,7 @@ def check_answers(
                 # Negated, so that NaN fails.
                 if not abs(here[token] - expected) <= limit:
                     raise BundleError(
-                        f"{path} ({precision}) answers wrong on this machine: token {token} in "
+                        f"{path} ({precision}) gives wrong answers on this machine: token {token} in "
                         f"{answer.text[-50:]!r} must have log-probability {expected:.4f} (within {limit:g}), "
-                        f"here it has {here[token]:.4f}"
+                        f"but has {here[token]:.4f}"
                     )

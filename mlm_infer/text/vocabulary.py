@@ -230,8 +230,8 @@ class Vocabulary:
         """Raise InputError if a word contains the unknown token, whose score is the same for all unknown text."""
         if self.unknown_id in ids:
             raise InputError(
-                f"this model has no token for the {name} {shown(word)} or a part of it, only "
-                f"{self.token(ids[ids.index(self.unknown_id)])}, as for all such text; leave it out"
+                f"the {name} {shown(word)} contains text that is not in the vocabulary of this model and would become "
+                f"{self.token(ids[ids.index(self.unknown_id)])}; leave it out"
             )
 
     def first_pieces(self, targets: Sequence[str]) -> tuple[list[int], dict[str, str | None]]:
