@@ -1,9 +1,9 @@
-"""The instruction set of most x86 servers and laptops, measured on a processor that has more.
+"""Restricts engines to AVX2 on a processor with AVX-512, to measure what most x86 servers and laptops reach.
 
-ONNX Runtime chooses its kernels by what the system says it saves of the AVX-512 registers (the instruction XGETBV).
-A copy of the library in which that instruction answers "none" takes its AVX2 kernels, the very ones that it takes on
-a processor without AVX-512 (tests/runtime/test_emulated.py runs them in emulation); torch has a switch for it. What
-differs from a real one is the rest of the processor: clock, caches, memory.
+ONNX Runtime selects its kernels by whether the operating system saves the AVX-512 registers (instruction XGETBV). In a
+copy of the library, this instruction is replaced by the answer "no", so that it selects the AVX2 kernels that a
+processor without AVX-512 would get (tests/runtime/test_emulated.py runs them in emulation). torch has a setting for it.
+Clock, caches and memory still differ from a real AVX2 processor.
 """
 
 import importlib.util
@@ -15,19 +15,19 @@ from mlm_infer.errors import InputError
 
 __all__ = ["avx2_environment"]
 
-# xor ecx, ecx; xgetbv, or xgetbv; mov eax, eax: what compilers make of asking for the saved registers.
+# What compilers generate for the query: xor ecx, ecx; xgetbv - or xgetbv; mov eax, eax.
 _ASKED = re.compile(rb"(?<=\x31\xc9)\x0f\x01\xd0|\x0f\x01\xd0(?=\x89\xc0)")
 _ANSWER = b"\xb0\x07\x90"  # mov al, 7; nop: x87, SSE and AVX
 
 
 def avx2_environment(folder: Path) -> dict[str, str]:
-    """Return environment variables under which ONNX Runtime and torch use no more than AVX2.
+    """Return environment variables that restrict ONNX Runtime and torch to AVX2.
 
     Args:
-        folder: Where to keep the copy of ONNX Runtime; one that is there is taken.
+        folder: Folder for the copy of ONNX Runtime; an existing copy is reused.
 
     Raises:
-        InputError: This ONNX Runtime is built otherwise.
+        InputError: ONNX Runtime is not installed, or this build does not contain the expected instructions.
     """
     found = importlib.util.find_spec("onnxruntime")
     if found is None or found.origin is None:

@@ -1,4 +1,4 @@
-"""`mlm-bench`: how fast a bundle fills masks on this machine."""
+"""`mlm-bench`: measures how fast a bundle fills masks on this machine."""
 
 import json
 import statistics
@@ -22,17 +22,17 @@ Fill = Callable[[Sequence[str]], object]
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--against", help="Checkpoint of the same model: measure the transformers pipeline on it in turns.")
-@click.option("--threads", type=int, help="Threads of one run.  [default: all]")
-@click.option("--singles", default=30, show_default=True, help="Single texts of each length.")
-@click.option("--torchscript", is_flag=True, help="Measure its TorchScript model too, which runs the code in it.")
+@click.option("--against", help="Checkpoint of the same model; measures the transformers pipeline on it as well.")
+@click.option("--threads", type=int, help="Threads per run.  [default: all]")
+@click.option("--singles", default=30, show_default=True, help="Number of single texts per length.")
+@click.option("--torchscript", is_flag=True, help="Also measure the TorchScript model, which runs the code in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(
     model: str | None, against: str | None, threads: int | None, singles: int, torchscript: bool, as_json: bool
 ) -> None:
-    """Measure each model of the bundle MODEL, on the CPU; without one, the small model of the package."""
+    """Measure each model of the bundle MODEL on the CPU; the default is the small model in the package."""
     from mlm_infer import MaskFiller
     from mlm_infer.bundle.manifest import TORCHSCRIPT
     from mlm_infer.bundle.read_manifest import read_manifest
@@ -102,13 +102,14 @@ def _measure(
     bulk: Sequence[str],
     figures: dict[str, dict[str, float]],
 ) -> None:
-    """Time single texts in turns, each answered once before it counts, and then many in four rounds."""
+    """Measure the latency of single texts, then bulk throughput in four rounds, with the engines in alternation."""
     total = sum(map(len, texts.values())) + 4
     with click.progressbar(length=total, label="Measuring", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         for length, some in texts.items():
             times: dict[str, list[float]] = {name: [] for name in engines}
             for text in some:
                 for name, fill in engines.items():
+                    # An untimed run first: the previous engine has filled the caches with its own weights.
                     fill([text])
                     times[name].append(1e3 * _seconds(fill, [text]))
                 bar.update(1)

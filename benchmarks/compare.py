@@ -1,4 +1,4 @@
-"""Running the engines side by side: one text at a time in turns, so that what disturbs one disturbs all."""
+"""Compares engines text by text in alternation, so that disturbances of the machine affect all of them alike."""
 
 import json
 import math
@@ -27,9 +27,9 @@ __all__ = [
 
 PIPELINE = "transformers pipeline"
 CALL_SIZES = (1, 8, 32)
-"""Texts a call, or a batch of the pipeline."""
+"""Texts per call, or per batch of the pipeline."""
 _WORKER = Path(__file__).with_name("worker.py")
-# A thread pool may stay awake after a call; nobody's should run while another engine is timed.
+# A thread pool may keep spinning after a call; it must be asleep before another engine is timed.
 _REST_SECONDS = 0.02
 
 
@@ -38,9 +38,9 @@ class Machine:
     """An instruction set to run engines on.
 
     Attributes:
-        suffix: What is added to the names of engines that run on it.
+        suffix: Suffix of the names of engines that run on it.
         instruction_set: Its name.
-        environment: What holds engines to it.
+        environment: Environment variables that restrict engines to it.
     """
 
     suffix: str
@@ -50,12 +50,12 @@ class Machine:
 
 @dataclass(slots=True)
 class Worker:
-    """An engine in its process.
+    """An engine in its own process.
 
     Attributes:
-        name: What the results call it.
-        instruction_set: What it runs on.
-        base: Name of the pipeline that runs on the same.
+        name: Its name in the results.
+        instruction_set: Its instruction set.
+        base: Name of the pipeline on the same instruction set.
         process: The process.
     """
 
@@ -68,7 +68,7 @@ class Worker:
     def start(
         cls, engine: str, python: Path, paths: Mapping[str, str], threads: int, machine: "Machine | None" = None
     ) -> "Worker":
-        """Start an engine; it loads at its first request."""
+        """Start an engine, which loads its model on the first request."""
         machine = machine or Machine("", "", {})
         command = [str(python), str(_WORKER), engine, str(threads), json.dumps(dict(paths))]
         environment = (
@@ -95,12 +95,12 @@ class Worker:
     def start_all(
         cls, pythons: Mapping[str, Path], paths: Mapping[str, str], threads: int, machines: Sequence["Machine"] = ()
     ) -> Iterator[list["Worker"]]:
-        """Start an engine for each interpreter, on each machine, and end them all."""
+        """Start every engine on every machine, and stop them all at the end."""
         workers = [
             cls.start(engine, python, paths, threads, machine)
             for machine in machines or (None,)
             for engine, python in pythons.items()
-            # OpenVINO asks the processor by itself.
+            # OpenVINO detects the instruction set itself and cannot be restricted.
             if machine is None or not machine.environment or not engine.startswith("OpenVINO")
         ]
         try:
@@ -110,7 +110,7 @@ class Worker:
                 worker.stop()
 
     def ask(self, texts: Sequence[str], batch: int = 1, *, warm_up: int = 0) -> dict[str, Any]:
-        """Let the engine fill texts with one mask each, some times before it is timed; return its answer."""
+        """Have the engine fill texts with one mask each, after untimed warm-up runs, and return its answer."""
         if self.process.stdin is None or self.process.stdout is None:
             raise RuntimeError("the worker has no pipes")
         self.process.stdin.write(json.dumps({"texts": list(texts), "batch": batch, "warm_up": warm_up}) + "\n")
@@ -123,14 +123,14 @@ class Worker:
         return answer
 
     def stop(self) -> None:
-        """End the process."""
+        """Stop the process."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.wait()
 
 
 def bulk_texts(mask: str, count: int, split: Literal["train", "validation"] = "train") -> list[str]:
-    """Return review sentences of a split with the word in their middle masked."""
+    """Return review sentences of a split, with the middle word masked."""
     texts = []
     for sentence in movie_reviews(split)[:count]:
         words = sentence.split()
@@ -140,7 +140,7 @@ def bulk_texts(mask: str, count: int, split: Literal["train", "validation"] = "t
 
 
 def texts_of_length(count_tokens: Callable[[str], int], mask: str, length: int, count: int) -> list[str]:
-    """Return texts of exactly so many tokens, special ones included, cut from the reviews one after the other."""
+    """Return texts of exactly `length` tokens, special tokens included, cut consecutively from the reviews."""
     words = [word for sentence in movie_reviews("validation") for word in sentence.split()]
     texts: list[str] = []
     start = 0
@@ -172,12 +172,12 @@ def compare_shape(
         workers: The engines, ours among them.
         latency: Texts by their number of tokens.
         bulk: Many texts.
-        on_step: Called with a line of text as each step begins.
+        on_step: Called with a line of text at the start of each step.
 
     Returns:
-        For each engine: milliseconds (p50, p95) by length, texts a second, seconds to load and give the first
-        answer, MB of memory at its peak and of the packages it imports, and the share of texts with the
-        pipeline's best token.
+        For each engine: latency in milliseconds (p50, p95) by length, throughput in texts per second, seconds to load
+        and answer the first text, peak memory and size of the imported packages in MB, and the top-1 agreement with
+        the pipeline.
     """
     results: dict[str, dict[str, Any]] = {
         worker.name: {"instruction_set": worker.instruction_set, "base": worker.base, "latency_ms": {}}
@@ -194,7 +194,7 @@ def compare_shape(
         times: dict[str, list[float]] = {name: [] for name in results}
         for text in texts:
             for worker in workers:
-                # The engine before left the caches full of its own weights: each turn begins with an untimed answer.
+                # The previous engine has filled the caches with its own weights: each turn starts with an untimed run.
                 answer = worker.ask([text], warm_up=1)
                 times[worker.name].append(answer["seconds"] * 1e3)
                 best[worker.name].append(answer["ids"][0][0])
@@ -215,9 +215,9 @@ def compare_shape(
 def _bulk(
     workers: Sequence[Worker], bulk: Sequence[str], results: dict[str, dict[str, Any]], on_step: Callable[[str], None]
 ) -> None:
-    """Measure throughput by size of a call, and then in bulk, in four rounds of turns.
+    """Measure throughput by call size, and then in bulk, in four rounds with the engines in alternation.
 
-    In bulk each peer has the batch size that suits it best; we are given everything and batch by ourselves.
+    In bulk, each peer uses its best batch size. This package gets all texts at once and batches them itself.
     """
     some = bulk[:64]
     on_step(f"{len(some)} texts in calls of {', '.join(map(str, CALL_SIZES))}")
@@ -245,14 +245,14 @@ def _bulk(
 
 
 def compare_quality(workers: Sequence[Worker], texts: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Compare each engine's five best tokens with the pipeline's.
+    """Compare each engine's top-5 predictions with the pipeline's.
 
     Args:
-        workers: The engines, the pipeline among them, on a model that was really trained.
-        texts: Texts with one mask that no calibration saw.
+        workers: The engines, including the pipeline, on a trained model.
+        texts: Texts with one mask that were not used for calibration.
 
     Returns:
-        For each engine the share of texts with the same best token, and of the five best that are the same.
+        For each engine, the top-1 agreement and the mean overlap of the top-5 predictions.
     """
     found = {worker.name: worker.ask(texts, 32)["ids"] for worker in workers}
     base = {worker.name: worker.base for worker in workers}
@@ -267,7 +267,7 @@ def compare_quality(workers: Sequence[Worker], texts: Sequence[str]) -> dict[str
 
 
 def machine_peak(threads: int) -> float:
-    """Return the most int8 multiply-adds a second that ONNX Runtime reaches in one product on this machine, in 1e9."""
+    """Return the peak throughput of a single int8 matmul in ONNX Runtime on this machine, in GMAC/s."""
     import numpy as np
     import onnx
     import onnxruntime

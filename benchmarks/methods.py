@@ -1,4 +1,4 @@
-"""`python -m mlm_infer.benchmarks.methods BUNDLE CHECKPOINT`: what the methods beside `fill` promise, measured."""
+"""`python -m mlm_infer.benchmarks.methods BUNDLE CHECKPOINT`: measures the methods other than `fill`."""
 
 import asyncio
 import statistics
@@ -22,7 +22,7 @@ _ROUNDS = 9
 @click.option("--precision", default="auto", show_default=True)
 @command_errors
 def main(bundle: Path, checkpoint: Path, threads: int, precision: str) -> None:
-    """Compare each method of BUNDLE with the plain way to the same, in turns; CHECKPOINT is the same model."""
+    """Compare methods of BUNDLE with a plain implementation, in alternation; CHECKPOINT is the same model."""
     import torch
 
     from mlm_infer import AsyncMaskFiller, MaskFiller
@@ -74,7 +74,7 @@ def main(bundle: Path, checkpoint: Path, threads: int, precision: str) -> None:
 
 
 def _torch_scores(checkpoint: Path) -> Callable[[str], float]:
-    """Return the plain way to a pseudo-log-likelihood: the whole model, for each token."""
+    """Return a plain implementation of the pseudo-log-likelihood, which runs the whole model for each token."""
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 

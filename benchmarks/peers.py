@@ -1,4 +1,4 @@
-"""`python -m mlm_infer.benchmarks.peers`: this package and its peers, measured side by side."""
+"""`python -m mlm_infer.benchmarks.peers`: compares this package with other engines."""
 
 import datetime
 import importlib.metadata
@@ -44,7 +44,7 @@ def main(
     work: Path,
     output: Path | None,
 ) -> None:
-    """Measure this package and its peers side by side, and write figures, a table and a chart."""
+    """Compare this package with other engines, and write figures, tables and a chart."""
     from mlm_infer import MaskFiller
     from mlm_infer.runtime.cpu import cpu_kind, cpu_name
 
@@ -114,7 +114,7 @@ def main(
 
 
 def _cuda_name() -> str:
-    """Return the name of the GPU; refuse a machine on which an engine would take the CPU instead."""
+    """Return the name of the GPU; reject a machine on which an engine would fall back to the CPU."""
     import torch
 
     from mlm_infer.runtime.ort_session import Session
@@ -126,7 +126,7 @@ def _cuda_name() -> str:
 
 
 def _multiply_adds(checkpoint: Path, tokens: int, rows: int) -> float:
-    """Return what the dense layers need: keys and values of the last layer at every token, the rest at the masks."""
+    """Return the multiply-adds of the dense layers, with all of the last layer but K and V at the masks only."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     width = config.get("hidden_size") or config["dim"]
     layers = config.get("num_hidden_layers") or config["n_layers"]

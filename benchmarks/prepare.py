@@ -1,4 +1,4 @@
-"""Getting every engine its model, and the engines whose versions clash an environment of their own."""
+"""Prepares a model for every engine, and a separate environment for engines with conflicting dependencies."""
 
 import subprocess
 import sys
@@ -30,20 +30,20 @@ OVModelForMaskedLM.from_pretrained(source, export=True, **options).save_pretrain
 
 
 def openvino_python(work: Path) -> Path:
-    """Return the interpreter of an environment with OpenVINO, made on first use."""
+    """Return the interpreter of an environment with OpenVINO, which is created on first use."""
     folder = work / "openvino-environment"
     python = folder / "bin/python"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *OPENVINO], check=True)  # noqa: S603
-        # optimum-intel brings a torchvision that is built for another torch, and transformers imports it if it can.
+        # optimum-intel installs a torchvision that does not match torch, and transformers imports it if it is there.
         subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)  # noqa: S603
         (folder / "ready").touch()
     return python
 
 
 def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[dict[str, str], dict[str, Path]]:
-    """Make the models that the engines need.
+    """Create the models that the engines need.
 
     Args:
         model: A name of `benchmarks.shapes.SHAPES`, or the folder of a trained checkpoint.
@@ -64,7 +64,7 @@ def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[di
         paths["bundle"] = models / "bundle_cuda"
     if model in SHAPES:
         make_checkpoint(model, paths["checkpoint"])
-        # Random weights have no answers to keep, so the budget on them is void.
+        # Random weights have no meaningful answers, so the accuracy budget is disabled.
         budget = ["--max-perplexity-increase", "1e9", "--min-agreement", "0"]
     else:
         paths["checkpoint"] = Path(model)

@@ -1,4 +1,4 @@
-"""Checkpoints of real shapes with random weights: what speed needs, and nothing to download."""
+"""Checkpoints of well-known shapes with random weights: sufficient to measure speed, without downloads."""
 
 import json
 from collections.abc import Callable
@@ -28,12 +28,12 @@ __all__ = ["SHAPES", "byte_level_bpe", "make_checkpoint", "word_piece"]
 def word_piece(
     kind: type[PreTrainedTokenizerFast], *, size: int, longest: int, lowercase: bool
 ) -> PreTrainedTokenizerFast:
-    """Train a WordPiece tokenizer as BERT has it on the built-in reviews.
+    """Train a WordPiece tokenizer like BERT's on the built-in reviews.
 
     Args:
         kind: Class of the tokenizer.
-        size: Tokens in the vocabulary.
-        longest: Most tokens a text.
+        size: Size of the vocabulary.
+        longest: Maximum number of tokens in a text.
         lowercase: Whether it is uncased.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
@@ -50,11 +50,11 @@ def word_piece(
 
 
 def byte_level_bpe(*, size: int, longest: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer as RoBERTa has it on the built-in reviews; its mask eats the space before it.
+    """Train a byte-level BPE tokenizer like RoBERTa's on the built-in reviews; its mask absorbs the space before it.
 
     Args:
-        size: Tokens in the vocabulary.
-        longest: Most tokens a text.
+        size: Size of the vocabulary.
+        longest: Maximum number of tokens in a text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,7 +71,7 @@ def byte_level_bpe(*, size: int, longest: int) -> PreTrainedTokenizerFast:
 
 
 def _fill_up(tokenizer: Tokenizer, size: int) -> Tokenizer:
-    """Give every row of the head a token: the reviews alone do not yield a vocabulary of the real size."""
+    """Add filler tokens up to the given size, since the reviews do not yield a vocabulary of the real size."""
     values = json.loads(tokenizer.to_str())
     vocabulary = values["model"]["vocab"]
     vocabulary.update({f"filler{number}": number for number in range(len(vocabulary), size)})
@@ -110,11 +110,11 @@ SHAPES: dict[str, Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast]]]
 
 
 def make_checkpoint(shape: str, folder: Path) -> Path:
-    """Write a random checkpoint with the sizes of a well-known model.
+    """Write a random checkpoint with the shape of a well-known model.
 
     Args:
         shape: A name of `SHAPES`.
-        folder: Where to put it; one that is there is taken as it is.
+        folder: Folder to write; an existing checkpoint is reused.
 
     Returns:
         `folder`.

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: reads requests from stdin, answers with times on stdout, a JSON line each.
+"""Runs one engine in its own process: reads requests from stdin and writes timed answers to stdout, as JSON lines.
 
 Runs in whatever environment has the engine, so it imports this package only for the engines that need it.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Fill = Callable[[list[str], int], list[list[int]]]
-"""Texts with one mask each and a batch size, to the five best token ids of each."""
+"""Maps texts with one mask each, and a batch size, to the top-5 token ids of each text."""
 
 
 def _ours(precision: str, *, backend: str = "auto") -> Callable[[dict[str, str], int], Fill]:
@@ -53,7 +53,7 @@ def _transformers(paths: dict[str, str], threads: int) -> Fill:
 
 
 def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) -> Fill:
-    """A plain torch loop with the head at the masks only, so that our lead is not that of the head alone."""
+    """A plain torch loop with the head at the masks only, to separate this effect from our other optimizations."""
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -141,11 +141,11 @@ ON_DEVICE = {
     "cpu": [name for name in ENGINES if name != "mlm-infer fp16"],
     "cuda": [name for name in ENGINES if "int8" not in name and "OpenVINO" not in name],
 }
-"""What runs on a device: int8 is made for the CPU, as OpenVINO is, and fp16 for CUDA."""
+"""Engines by device: int8 and OpenVINO run on the CPU only, fp16 is measured on CUDA only."""
 
 
 def _installed_mb() -> float:
-    """Return the size on disk of every installed distribution that this process has imported from."""
+    """Return the disk size of all distributions from which this process has imported modules."""
     owners = importlib.metadata.packages_distributions()
     names = {name for module in list(sys.modules) for name in owners.get(module.partition(".")[0], [])}
     files = [Path(str(file.locate())) for name in names for file in importlib.metadata.distribution(name).files or []]
@@ -153,7 +153,7 @@ def _installed_mb() -> float:
 
 
 def main() -> None:
-    """Serve one engine until stdin ends."""
+    """Answer requests until stdin ends."""
     engine, threads, paths = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     # Libraries write to stdout; the answers need a channel of their own.
     answers = os.fdopen(os.dup(1), "w")

@@ -1,11 +1,11 @@
-"""How an activation is turned into bytes: one fixed scale, and columns of its own for what that cuts off.
+"""Quantizes activations to uint8: one static scale, and outlier columns for the values that exceed its range.
 
-A scale taken from the batch lets a text's answer depend on what else is in the batch, and costs a pass for
-minimum and maximum; a scale from calibration does neither. A few channels of a transformer are many times as
-large as the others, and one scale that holds them leaves few steps for the rest. So the scale is chosen for
-the rest, and a channel that exceeds it gets further columns in the product, each with what the one before cut
-off, and the same weights (after Zhao et al. 2019, outlier channel splitting, https://arxiv.org/abs/1901.09504).
-No accuracy is lost to the cut, and a few columns more cost a few percent.
+With a dynamic scale, computed from the batch, the answer for a text would depend on the other texts, and each run would
+need an additional pass for minimum and maximum. A static scale from calibration avoids both. A few channels of a
+transformer have values many times larger than the others; one scale that covers them leaves few steps for the rest. So
+the scale is chosen for the rest. A channel that exceeds it gets additional columns in the matmul with the same weights.
+Each column carries what the one before clipped (after outlier channel splitting, Zhao et al. 2019,
+https://arxiv.org/abs/1901.09504). Clipping then loses no accuracy, and a few more columns cost a few percent of time.
 """
 
 import math
@@ -21,7 +21,7 @@ from .graph import add_constant, add_node
 __all__ = ["ActivationPlan", "add_quantized", "plan_activation", "simulate"]
 
 _MARGIN = 1.1
-"""Calibration sees a sample: a channel is given this much more room than it used."""
+"""Calibration sees a sample only: each channel gets this much more range than observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ActivationPlan:
         low: Value of byte 0.
         scale: Width of a step.
         zero_point: Byte of the value 0.
-        extra: For each further round the channels that still exceed the range, ascending.
+        extra: For each round of outlier columns, the channels that still exceed the range, ascending.
     """
 
     low: float
@@ -47,16 +47,16 @@ class ActivationPlan:
 
     @property
     def columns(self) -> NDArray[np.int64]:
-        """The channel that each further column belongs to."""
+        """The channel of each outlier column."""
         return np.concatenate([np.empty(0, np.int64), *self.extra])
 
 
 def plan_activation(stats: ActivationStats, extra_share: float) -> ActivationPlan:
-    """Choose the narrowest range whose overflow fits into a share of further columns.
+    """Choose the narrowest range whose overflow fits in a given number of outlier columns.
 
     Args:
-        stats: From calibration.
-        extra_share: Further columns for each channel there is; 0 for a range that holds everything.
+        stats: Calibration statistics.
+        extra_share: Maximum number of outlier columns per channel; 0 for a range that covers everything.
     """
     low = np.minimum(stats.low * _MARGIN, 0)
     high = np.maximum(stats.high * _MARGIN, 0)
@@ -64,9 +64,10 @@ def plan_activation(stats: ActivationStats, extra_share: float) -> ActivationPla
     floor, ceiling = 0.0, float(max(high.max(), -low.min()))
 
     def ends(largest: float) -> tuple[float, float]:
-        """A one-sided activation such as GELU's keeps its steps for the side it has."""
+        """Limit the range to the observed values, so that a one-sided activation such as GELU wastes no steps."""
         return max(float(low.min()), -largest), min(float(high.max()), largest)
 
+    # Bisection: a narrower range needs more columns.
     for _ in range(30 if budget else 0):
         middle = (floor + ceiling) / 2
         if sum(map(len, _overflow(low, high, *ends(middle), budget))) <= budget:
@@ -74,7 +75,8 @@ def plan_activation(stats: ActivationStats, extra_share: float) -> ActivationPla
         else:
             floor = middle
     bottom, top = ends(ceiling)
-    # One step is left for rounding zero to a byte of its own, so that the range holds both ends.
+    # 254 instead of 255 steps: the range is shifted so that zero is exactly representable, and must still cover both
+    # ends.
     scale = max((top - bottom) / 254, 1e-12)
     zero_point = min(math.ceil(-bottom / scale), 255)
     bottom = -zero_point * scale
@@ -85,7 +87,7 @@ def plan_activation(stats: ActivationStats, extra_share: float) -> ActivationPla
 def _overflow(
     low: NDArray[np.float32], high: NDArray[np.float32], bottom: float, top: float, budget: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Return for each further round the channels that exceed the range still; stops once over budget."""
+    """Return for each round the channels that still exceed the range; stop once the budget is exceeded."""
     rounds: list[NDArray[np.int64]] = []
     above, below, used = high - top, bottom - low, 0
     while used <= budget:
@@ -99,7 +101,7 @@ def _overflow(
 
 
 def simulate(plan: ActivationPlan, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what is left of activations after their quantization, further columns added up."""
+    """Return activations after quantization and dequantization, with outlier columns added."""
     result = _round(plan, values)
     rest = values
     for channels in plan.extra:
@@ -140,7 +142,7 @@ def add_quantized(graph: ir.Graph, activation: ir.Value, plan: ActivationPlan) -
 
 
 def _pick(graph: ir.Graph, value: ir.Value, channels: NDArray[np.int64]) -> ir.Value:
-    """Cut channels out of a value; a block at its beginning is much the faster."""
+    """Extract channels of a value; a slice from the start is much faster than a gather."""
     if not np.array_equal(channels, np.arange(len(channels))):
         return add_node(graph, "Gather", [value, add_constant(graph, "channels", channels)], {"axis": -1})
     ends = [add_constant(graph, "slice", np.array([number])) for number in (0, len(channels), -1)]
@@ -148,5 +150,5 @@ def _pick(graph: ir.Graph, value: ir.Value, channels: NDArray[np.int64]) -> ir.V
 
 
 def activation_width(plan: ActivationPlan) -> int:
-    """Return a number above every channel, which is all that looking channels up needs."""
+    """Return an upper bound of the channel numbers, which suffices to look them up."""
     return int(max((channels.max() for channels in plan.extra), default=0)) + 1

@@ -1,7 +1,7 @@
-"""The fusion of attention into one MultiHeadAttention node, read off the graph rather than off an architecture.
+"""Fuses attention into MultiHeadAttention nodes, by matching the graph instead of knowing architectures.
 
-ONNX Runtime's own fusion knows the exports of BERT and RoBERTa but not DistilBERT's, and folds the projections
-in, where neither int8 nor a selection of query rows can reach them.
+ONNX Runtime's own fusion matches the exports of BERT and RoBERTa, but not DistilBERT's. It also includes the
+projections, which could then neither be quantized nor run for selected query rows.
 """
 
 import math
@@ -40,19 +40,18 @@ class _Match:
 
 
 def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
-    """Replace softmax(scale * Q K^T + bias + padding mask) V by MultiHeadAttention wherever it stands.
+    """Replace every softmax(scale * Q K^T + bias + padding mask) V by a MultiHeadAttention node.
 
-    A mask is taken for the padding mask if it depends on `attention_mask` alone and is the same for every
-    query; a bias is the same for every text, as MPNet's relative positions are. Any other leaves the attention
-    as it is. Padding must be on the right or left of whole texts, as
-    `attention_mask` says.
+    A mask is a padding mask if it depends on `attention_mask` alone and is the same for every query. A bias must be the
+    same for every text, such as MPNet's relative positions. Any other attention is not changed. Padding must be on the
+    right or left of whole texts, as given by `attention_mask`.
 
     Args:
-        graph: The graph, changed in place; the nodes that became useless stay.
+        graph: The graph, modified in place; unused nodes remain.
         shapes: Symbolic shapes by value name; those of the new values are added.
 
     Returns:
-        How many attentions were fused.
+        The number of fused attentions.
     """
     found = [match for node in graph if node.op_type == "Softmax" if (match := _match(node, shapes))]
     padding: ir.Value | None = None
@@ -104,7 +103,7 @@ def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """Return the one node that takes a value, but for what asks for its shape alone."""
+    """Return the only user of a value, apart from nodes that only read its shape."""
     users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
@@ -131,7 +130,7 @@ def _perm(node: ir.Node) -> tuple[int, ...]:
 
 
 def _scores(value: ir.Value | None, shapes: dict[str, Shape]) -> tuple[ir.Node, float, bool, ir.Value | None] | None:
-    """Walk from the softmax to Q K^T; return it, the factor on the way, whether padding is masked, and the bias."""
+    """Walk from the softmax back to Q K^T; return that node, the scale, whether padding is masked, and the bias."""
     scale, masked, bias = 1.0, False, None
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "MatMul":
@@ -152,7 +151,7 @@ def _scores(value: ir.Value | None, shapes: dict[str, Shape]) -> tuple[ir.Node, 
         else:
             return None
         rest = [side for side in sides if side not in masks and _unexpanded(side) not in biases]
-        # A factor between the softmax and a summand would scale that as well.
+        # A factor between the softmax and a sum also applies to the mask or bias, which the fused node does not scale.
         if len(masks) + len(biases) != 1 or len(rest) != 1 or scale != 1 or (masks and masked) or (biases and bias):
             return None
         masked, bias, value = masked or bool(masks), biases[0] if biases else bias, rest[0]
@@ -171,7 +170,7 @@ def _is_bias(value: ir.Value, shapes: dict[str, Shape]) -> bool:
 
 
 def _scalar_product(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Return value and factor of a product or quotient with a constant number."""
+    """Return the value and the factor of a multiplication or division by a constant scalar."""
     if node.op_type not in ("Mul", "Div") or len(node.inputs) != 2:
         return None
     constants = [constant_of(each) for each in node.inputs]
@@ -185,7 +184,7 @@ def _scalar_product(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 def _heads(value: ir.Value | None, wanted: tuple[int, ...]) -> tuple[ir.Value, float] | None:
-    """Walk from a value in heads to the [batch, length, width] it was cut from; return that and the factor between."""
+    """Walk from a value split into heads back to its [batch, length, width] form; return that and the scale."""
     order: tuple[int, ...] = (0, 1, 2, 3)
     factor = 1.0
     while value is not None and (node := value.producer()) is not None:

@@ -1,14 +1,14 @@
-"""Activations that fill the range of a byte evenly, where a graph can have them for nothing.
+"""Balances the channels of activations before quantization, where this needs no additional computation.
 
-The channels of a transformer's activations lie around different means, and some are many times as wide as others;
-one scale for all leaves most of them a few of 256 steps. Around a dense layer, x W + b = ((x - c) / d) (d W) + b + c W
-for any centre c and width d of each channel. The left factor costs nothing where x is a layer norm (another gain and
-bias) or the output of attention (whose weights sum to one, so that the value projection can take c and d). What the
-activation gains the weights lose, so the widths are tempered by an exponent, the best of a few for each layer (after
-SmoothQuant, Xiao et al. 2023, https://arxiv.org/abs/2211.10438).
+The channels of a transformer's activations have different means, and some have a range many times larger than others.
+With one scale for all channels, most of them use only a few of the 256 steps. For any centre c and width d of each
+channel, x W + b = ((x - c) / d) (d W) + b + c W. The left factor needs no additional operation if x is the output of a
+layer norm (which gets another gain and bias) or of attention (whose weights sum to one, so that the value projection
+can absorb c and d). Narrower activations mean wider weights, so the width is the range to the power of an exponent, the
+best of a few for each layer (after SmoothQuant, Xiao et al. 2023, https://arxiv.org/abs/2211.10438).
 
-Between two dense layers with nothing but an elementwise function, the channels can be put in any order: widest first,
-those that overflow the range of a byte are cut out as one block.
+Between two dense layers with only an elementwise function in between, x cannot be scaled, but its channels can be
+sorted by range. The outlier channels are then one contiguous block, which a slice extracts much faster than a gather.
 """
 
 from collections.abc import Mapping
@@ -31,25 +31,26 @@ Floats = NDArray[np.float32]
 
 
 def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> dict[str, ActivationStats]:
-    """Centre and narrow the activations of dense layers, in place; the graph's answers stay what they are.
+    """Centre and scale the inputs of dense layers, in place; the outputs of the graph do not change.
 
     Args:
         model: The graph.
-        stats: From calibration, by the name of the activation.
+        stats: Calibration statistics by the name of the activation.
 
     Returns:
-        The statistics of the activations that the layers take now, by name.
+        The statistics of the new activations, by name.
     """
     graph = model.graph
     found = dict(stats)
     for site in dense_sites(graph):
         old = stats[site.activation.name or ""]
         node = site.activation.producer()
-        # Layers that share their weights with others keep them.
+        # Weights that other layers or lookups share cannot absorb the scale of one activation.
         own = all(len(list(_weights(layer).uses())) == 1 and _is_free(layer.table) for layer in site.layers)
         if node is None or not own or site.activation.is_graph_output():
             continue
         if (before := _only_before(node)) is not None:
+            # A permutation of the channels between two layers, absorbed by the weights of both.
             order = np.argsort(-np.maximum(old.high, -old.low), kind="stable")
             _set_dense(graph, before, before.weights[:, order], _bias(before)[order])
             for layer in site.layers:
@@ -76,13 +77,15 @@ def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> d
 
 
 def _widths(stats: ActivationStats, site: Site) -> Floats:
-    """Return the widths to divide by that leave the least error in the outputs, activations and weights together."""
+    """Return the widths that minimize the expected output error, from activations and weights together."""
     spread = np.maximum(stats.high - stats.low, 1e-6)
     spread /= np.median(spread)
     weights = np.concatenate([layer.weights for layer in site.layers], axis=1)
     energy = (weights**2).sum(axis=1)
     moment = np.maximum(np.diagonal(stats.gram) / stats.rows - (stats.total / stats.rows) ** 2, 0)
 
+    # The error of an output is the sum of activation errors times weights and of activations times weight errors. Both
+    # errors are proportional to their step; the common factor of uniform rounding is left out.
     def error(width: Floats) -> float:
         step = float(((stats.high - stats.low) / width).max()) / 255
         steps = np.abs(weights * width[:, None]).max(axis=0) / 127
@@ -93,7 +96,7 @@ def _widths(stats: ActivationStats, site: Site) -> Floats:
 
 
 def _only_before(node: ir.Node) -> Dense | None:
-    """Return the dense layer that gives what an elementwise function takes, if nothing else takes either's output."""
+    """Return the dense layer before an elementwise function, if nothing else uses its output or its weights."""
     value = node.inputs[0] if node.op_type in _ELEMENTWISE else None
     layer = dense_of(value)
     if value is None or layer is None or layer.table is not None or len(list(value.uses())) != 1:
@@ -108,14 +111,14 @@ def _weights(layer: Dense) -> ir.Value:
 
 
 def _is_free(table: ir.Value | None) -> bool:
-    """Tell whether embeddings serve lookups and one head alone, so that they can be stored in another scale."""
+    """Return whether embeddings are used by lookups and one head only, so that they can be stored scaled."""
     users = [] if table is None else [use.node for use in table.uses()]
     lookups = [each for each in users if each.op_type == "Gather" and each.attributes.get_int("axis", 0) == 0]
     return table is None or (len(users) == len(lookups) + 1 and all(each.outputs[0].uses() for each in lookups))
 
 
 def _scale_table(graph: ir.Graph, table: ir.Value, width: Floats) -> None:
-    """Store embeddings as the head wants them; what is looked up is scaled back."""
+    """Store embeddings scaled for the head, and undo the scale after each lookup."""
     array = constant_of(table)
     assert array is not None  # noqa: S101
     scaled = add_constant(graph, f"{table.name}_balanced", array * width)
@@ -138,7 +141,7 @@ def _is_last_axis(node: ir.Node) -> bool:
 
 
 def _normalized(graph: ir.Graph, node: ir.Node, centre: Floats, width: Floats) -> ir.Value:
-    """Add the layer norm that gives (x - centre) / width."""
+    """Add a layer norm whose output is (x - centre) / width; the original one keeps its other users."""
     gain = constant_of(node.inputs[1])
     shift = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
     assert gain is not None  # noqa: S101
@@ -155,7 +158,7 @@ def _normalized(graph: ir.Graph, node: ir.Node, centre: Floats, width: Floats) -
 
 
 def _only_value(attention: ir.Node, site: Site) -> Dense | None:
-    """Return the projection that gives the values of an attention, if nothing else takes either's output."""
+    """Return the value projection of an attention, if nothing else uses its output or that of the attention."""
     value = attention.inputs[2]
     layer = dense_of(value)
     if value is None or layer is None or layer.table is not None:

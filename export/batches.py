@@ -1,4 +1,4 @@
-"""Batches of real text with masks: what calibration runs on and parity is measured on."""
+"""Batches of real text with masks, for calibration and parity."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ __all__ = ["Batch", "feeds", "mask_texts", "padded", "shape_batches", "text_batc
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts with masks, as the model takes them.
+    """A batch of tokenized texts with masks.
 
     Attributes:
         input_ids: [batch, length], padded on the right.
         attention_mask: 1 for a token, 0 for padding, [batch, length].
         positions: Masks of each text as flat indices into batch * length, the first repeated, [batch, slots].
         rows: Which of batch * slots are masks, in the order of the text, [masks].
-        answers: The ids that the masks stand for, [masks].
+        answers: The original ids at the masks, [masks].
     """
 
     input_ids: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Batch:
         chosen: NDArray[np.bool_],
         answers: NDArray[np.int64],
     ) -> "Batch":
-        """Make a batch of texts of which the chosen tokens are masks, at least one each."""
+        """Return a batch of texts in which the chosen tokens are masks, at least one per text."""
         counts = chosen.sum(axis=1)
         slots = int(counts.max())
         starts = np.arange(len(chosen))[:, None] * chosen.shape[1]
@@ -54,7 +54,7 @@ class Batch:
 
 
 def feeds(batch: Batch, inputs: Sequence[str], *, top_k: int = 5) -> dict[str, NDArray[np.int64]]:
-    """Return what the serving graph takes: the k best tokens, and the answers as candidates."""
+    """Return the inputs of the serving graph, with the original tokens as candidates."""
     arrays = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -71,13 +71,13 @@ def feeds(batch: Batch, inputs: Sequence[str], *, top_k: int = 5) -> dict[str, N
 def mask_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]], random: np.random.Generator, *, share: float
 ) -> Batch:
-    """Mask one token of each text, and each other one with a probability of `share`.
+    """Mask one token of each text, and every other token with probability `share`.
 
     Args:
         tokenizer: Adds the special tokens, which are never masked.
-        texts: Token ids without them.
-        random: Chooses.
-        share: From 0 to 1.
+        texts: Token ids without special tokens.
+        random: The random generator.
+        share: Probability, from 0 to 1.
     """
     ids, attention, _ = padded(tokenizer, texts)
     chosen = np.zeros(ids.shape, bool)
@@ -116,14 +116,14 @@ def padded(
 def text_batches(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]], room: int, *, share: float, size: int = 20
 ) -> list[Batch]:
-    """Return texts in batches of like length, each with at least one mask.
+    """Return texts in batches of similar length, each text with at least one mask.
 
     Args:
         tokenizer: The model's tokenizer.
-        texts: Token ids without special tokens; what is longer than the model takes is cut.
-        room: Most tokens a text, without the special ones.
-        share: Of the other tokens to mask as well.
-        size: Texts a batch.
+        texts: Token ids without special tokens; longer texts are truncated.
+        room: Maximum number of tokens in a text, without special tokens.
+        share: Share of other tokens to mask.
+        size: Texts per batch.
     """
     order = sorted((ids[:room] for ids in texts if ids), key=len)
     random = np.random.default_rng(0)
@@ -133,12 +133,12 @@ def text_batches(
 def shape_batches(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[int]], longest: int
 ) -> Iterator[tuple[str, Batch]]:
-    """Yield batches of several lengths and sizes filled with text, up to the longest that the model takes.
+    """Yield batches of several lengths and sizes filled with text, up to the maximum length of the model.
 
     Args:
         tokenizer: The model's tokenizer.
         texts: Token ids without special tokens.
-        longest: Most tokens a text, special ones included.
+        longest: Maximum number of tokens in a text, special tokens included.
     """
     stream = cycle(chain.from_iterable(texts))
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What the activations of a model look like on real text: their ranges, and how their channels go together."""
+"""Collects statistics of activations on real text: ranges, and correlations between channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .run_model import open_model
 __all__ = ["ActivationStats", "calibrate"]
 
 _ROWS = 4096
-"""Rows that tell how channels go together; their products take more of the time than the model does."""
+"""Number of rows for the correlations, whose computation takes longer than the model itself."""
 
 
 @dataclass(slots=True)
@@ -23,11 +23,11 @@ class ActivationStats:
     Attributes:
         low: Smallest value of each channel.
         high: Largest value of each channel.
-        seen: How many rows there were.
-        gram: Sum of x x^T over some of them, [channels, channels].
-        total: Sum of x over the same, [channels].
-        rows: How many those are.
-        sample: Fewer of them, to measure errors on.
+        seen: Number of rows.
+        gram: Sum of x x^T over a subset of the rows, [channels, channels].
+        total: Sum of x over the same subset, [channels].
+        rows: Size of the subset.
+        sample: A smaller subset, to measure errors on.
     """
 
     low: NDArray[np.float32]
@@ -68,11 +68,11 @@ class ActivationStats:
 def calibrate(
     model: ir.Model, activations: Sequence[ir.Value], inputs: Sequence[str], batches: Sequence[Batch]
 ) -> dict[str, ActivationStats]:
-    """Run a model and gather the statistics of some of its values; padding is left out.
+    """Run a model and collect statistics of some of its values, without padding.
 
     Args:
         model: The fp32 serving graph.
-        activations: Values of which the last axis is the channels.
+        activations: Values whose last axis is the channels.
         inputs: Names of the encoder's inputs.
         batches: Calibration text.
 
@@ -82,12 +82,13 @@ def calibrate(
     names = [value.name or "" for value in activations]
     session = open_model(model, outputs=tuple(names))
     stats: dict[str, ActivationStats] = {}
-    # From batch to batch the texts grow longer: the first ones alone would not tell of the others.
+    # Batches are sorted by text length, so the subset must be drawn from batches in random order.
     for number in np.random.default_rng(0).permutation(len(batches)):
         batch = batches[number]
         keep = batch.attention_mask.reshape(-1).astype(bool)
         for name, found in zip(names, session.run(names, feeds(batch, inputs)), strict=True):
             rows = found.reshape(-1, found.shape[-1])
+            # After the row selection there is no padding.
             rows = rows[keep] if len(rows) == len(keep) and not keep.all() else rows
             _add(stats, name, rows)
     return stats

@@ -55,7 +55,7 @@ __all__ = ["main"]
 @click.option(
     "--min-agreement",
     type=float,
-    help="Least share of equal best tokens.  [default: 0.983, or 0.963 where perplexity is above 100]",
+    help="Minimum top-1 agreement with fp32.  [default: 0.983, or 0.963 where perplexity is above 100]",
 )
 @click.option("--strict", is_flag=True, help="Fail rather than take further columns or fp32 for layers to meet these.")
 @click.option("--no-pass", "without", multiple=True, help="Leave a graph pass out: fusions, attention or rows.")

@@ -13,15 +13,15 @@ __all__ = ["Dense", "Site", "dense_of", "dense_sites", "is_table"]
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A product with constant weights, and the addition of a bias if one follows.
+    """A matmul with constant weights, with its bias if there is one.
 
     Attributes:
         node: The MatMul.
         weights: [inputs, outputs].
-        bias: The constant that is added, [outputs], or None.
-        last: The node whose output the layer gives: the addition, or the MatMul itself.
-        table: The embedding table that the weights are the transpose of, or None.
-        name: What the report calls it.
+        bias: The bias, [outputs], or None.
+        last: The node that computes the layer's output: the addition of the bias, or the MatMul.
+        table: The embedding table whose transpose the weights are, or None.
+        name: Its name in the report.
     """
 
     node: ir.Node
@@ -51,23 +51,24 @@ class Site:
 
     @property
     def tied(self) -> bool:
-        """Whether a layer of it is an embedding table as well."""
+        """Whether the weights of a layer are also an embedding table."""
         return any(layer.table is not None for layer in self.layers)
 
     @property
     def weights(self) -> int:
-        """Number of weights, which is that of multiply-adds a row."""
+        """Number of weights, which is the number of multiply-adds per row."""
         return sum(layer.weights.size for layer in self.layers)
 
 
 def is_table(value: ir.Value | None) -> bool:
-    """Tell whether a value is an embedding table worth quantizing."""
+    """Return whether a value is an embedding table that is worth quantizing."""
     array = constant_of(value)
     return array is not None and array.ndim == 2 and array.dtype == np.float32 and array.shape[0] > 1024
 
 
 def dense_sites(graph: ir.Graph) -> list[Site]:
-    """Return the dense layers of a graph by the activation they take, in the order of the graph."""
+    """Return the dense layers of a graph, grouped by their input activation, in the order of the graph."""
+    # Query, key and value share an activation: it is quantized once, and they are rounded and searched together.
     sites: dict[ir.Value, Site] = {}
     for node in graph:
         layer = _dense(node) if node.op_type == "MatMul" else None
@@ -78,7 +79,7 @@ def dense_sites(graph: ir.Graph) -> list[Site]:
 
 
 def dense_of(value: ir.Value | None) -> Dense | None:
-    """Return the dense layer that gives a value, or None."""
+    """Return the dense layer whose output is a value, or None."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Add":
         products = [each.producer() for each in node.inputs if each is not None]

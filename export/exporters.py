@@ -115,8 +115,8 @@ def refuse_inputs(architecture: str, strange: Sequence[str]) -> None:
     """
     if strange:
         raise ModelError(
-            f"this {architecture} takes the inputs {', '.join(sorted(strange))}, which a text alone does not give; "
-            "it cannot be exported"
+            f"this {architecture} takes the inputs {', '.join(sorted(strange))}, which cannot be computed from "
+            "text alone; it cannot be exported"
         )
 
 

@@ -1,4 +1,4 @@
-"""Half precision for GPUs: dense layers, fused attention and tables in fp16, the rest in fp32."""
+"""Converts to fp16 for GPUs: dense layers, fused attention and tables in fp16, the rest in fp32."""
 
 import numpy as np
 import onnx_ir as ir
@@ -15,15 +15,15 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_fp16(model: ir.Model) -> ir.Model:
-    """Return a copy of a serving graph in half precision, its inputs and outputs as they were.
+    """Return a copy of a serving graph in fp16, with unchanged inputs and outputs.
 
-    Dense layers and MultiHeadAttention, whose padding mask is integers, run in fp16, and with them what follows
-    them without meeting an fp32 value: biases, activations, moves; embedding tables are stored in it. Layer norms,
-    residual sums, masks and softmaxes of attention that was not fused, and all that follows the logits stay fp32.
-    So the mask's -3.4e38 never becomes a half, and the sum that runs through all layers cannot overflow.
+    Dense layers and MultiHeadAttention (whose padding mask is integer) run in fp16, and so do the operators that follow
+    until they meet an fp32 value: biases, activation functions, reshapes. Embedding tables are stored in fp16. Layer
+    norms, residual sums, masks and softmaxes of unfused attention, and everything after the logits stay in fp32. So a
+    mask constant of -3.4e38 is never converted to fp16, and the residual sum through all layers cannot overflow.
 
     Args:
-        model: The fp32 serving graph; left as it is.
+        model: The fp32 serving graph; not modified.
     """
     small: ir.Model = ir.from_proto(ir.to_proto(model))
     graph = small.graph
@@ -60,11 +60,11 @@ def to_fp16(model: ir.Model) -> ir.Model:
 def rounded_as_on_gpu(model: ir.Model) -> ir.Model:
     """Return a copy that rounds and overflows on the CPU as on a GPU, for comparisons.
 
-    A CPU computes halves in fp32, and ONNX Runtime leaves out the casts between two such nodes: of fp16 only the
-    rounding of the weights would be seen. A node between the casts keeps them apart.
+    On a CPU, ONNX Runtime computes fp16 nodes in fp32 and removes the casts between two of them, so only the rounding
+    of the weights would remain. A no-op between the casts prevents their removal.
 
     Args:
-        model: What `to_fp16` returned; left as it is.
+        model: A result of `to_fp16`; not modified.
     """
     copy: ir.Model = ir.from_proto(ir.to_proto(model))
     graph = copy.graph

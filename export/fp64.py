@@ -1,4 +1,4 @@
-"""A graph in fp64: what rounding in fp32 is measured against where there is no PyTorch model."""
+"""Converts a graph to fp64, the reference for fp32 rounding if there is no PyTorch model."""
 
 import numpy as np
 import onnx
@@ -10,10 +10,10 @@ _FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 
 
 def in_fp64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn every fp32 constant and cast of a graph to fp64, in place.
+    """Convert every fp32 constant and cast of a graph to fp64, in place.
 
     Args:
-        model: The graph, its weights loaded.
+        model: The graph, with loaded weights.
 
     Returns:
         The same object.

@@ -1,4 +1,4 @@
-"""int8 within a budget: bytes wherever the answers allow it, and elsewhere what wins most for the time it takes."""
+"""int8 within an accuracy budget: searches for the layers that need more than plain int8."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,16 +21,16 @@ from .run_model import copy_model, open_model
 __all__ = ["Budget", "Int8Report", "quantize_within"]
 
 _FLAT = 100.0
-"""Perplexity above which the best tokens lie so close together that the same one is asked for less often."""
+"""Perplexity above which the probabilities of the top tokens are so close that less agreement is required."""
 
 _AGREEMENT, _FLAT_AGREEMENT = 0.983, 0.963
-"""Three in a thousand more than the 98 % and 96 % that are promised, since other text differs from the held-out."""
+"""0.3 % more than the documented 98 % and 96 %, since other text differs from the held-out text."""
 
 _LARGEST_SHARE = 0.6
-"""An int8 file larger than this share of fp32's does not deserve the name."""
+"""Maximum size of an int8 file relative to fp32; a larger one has too little advantage."""
 
 _CALIBRATED, _ROUNDED = 0.3, 0.7
-"""Shares of the time after which the model is calibrated, and its weights are rounded."""
+"""Progress at the end of calibration, and at the end of the rounding of weights."""
 
 _WAYS_OUT = (
     "allow more with --max-perplexity-increase and --min-agreement, or calibrate on text like yours with "
@@ -38,25 +38,25 @@ _WAYS_OUT = (
 )
 
 _FP32_TIME = 2.5
-"""Time of a multiply-add in fp32, in those of int8: between that of a processor with VNNI and that of one without
-(tools/product_times.py). A choice for either alone is hardly faster there."""
+"""Time of an fp32 multiply-add relative to int8: between the values for processors with and without VNNI
+(tools/product_times.py). Choosing layers for either one specifically is hardly faster there."""
 
 _BYTE_TIME = 8
-"""Time to read a byte of weights from memory, in the same, half of what one short text alone waits for."""
+"""Time to read a byte of weights from memory, in the same unit: half of what a single short text waits."""
 
 _SAFETY = 0.95
-"""Some progress at each step, however near the budget is."""
+"""Factor that ensures progress in each round, even close to the budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What int8, and fp16, may cost, measured on text that calibration did not see.
+    """The accuracy budget of int8 and fp16, measured on text that calibration did not see.
 
     Attributes:
-        max_perplexity_increase: Relative to fp32: 0.01 is one percent.
-        min_agreement: Share of masks with the same best token as fp32; None for 98.3 %, or 96.3 % where the model's
-            perplexity is above 100, so that its best tokens lie close together.
-        strict: Raise an error rather than take anything but int8 for a layer; fp16 has nothing else to take.
+        max_perplexity_increase: Maximum relative increase over fp32; 0.01 is one percent.
+        min_agreement: Minimum top-1 agreement with fp32; None for 98.3 %, or 96.3 % if the model's perplexity is above
+            100, where the probabilities of the top tokens are close together.
+        strict: Raise an error instead of using anything but int8 for a layer; fp16 has no alternative anyway.
     """
 
     max_perplexity_increase: float = 0.01
@@ -70,34 +70,34 @@ class Budget:
             raise InputError(f"min_agreement is {self.min_agreement}; it must be from 0 to 1")
 
     def agreement(self, perplexity: float) -> float:
-        """Return the least share of equal best tokens for a model of this perplexity."""
+        """Return the minimum top-1 agreement for a model of this perplexity."""
         if self.min_agreement is not None:
             return self.min_agreement
         return _AGREEMENT if perplexity <= _FLAT else _FLAT_AGREEMENT
 
     def met(self, perplexity: float, exact_perplexity: float, agreement: float) -> bool:
-        """Tell whether a model stays within the budget."""
+        """Return whether a model meets the budget."""
         increase = perplexity / exact_perplexity - 1
         return increase <= self.max_perplexity_increase and agreement >= self.agreement(exact_perplexity)
 
     def nearness(self, perplexity: float, exact_perplexity: float, agreement: float) -> str:
-        """Return in words how near a model is to the budget."""
+        """Return a description of the measurements and limits."""
         return (
             f"perplexity {perplexity / exact_perplexity - 1:+.2%} (at most {self.max_perplexity_increase:+.2%}), "
-            f"same best token {agreement:.1%} (at least {self.agreement(exact_perplexity):.1%})"
+            f"top-1 agreement {agreement:.1%} (at least {self.agreement(exact_perplexity):.1%})"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Report:
-    """What was chosen, and what it costs.
+    """The scheme of each layer and the resulting accuracy.
 
     Attributes:
         layers: The choice for each layer.
-        perplexity: On held-out text.
-        fp32_perplexity: Of fp32 on the same.
-        agreement: Share of its masks with the same best token as fp32.
-        masks: How many masks that is.
+        perplexity: Perplexity on held-out text.
+        fp32_perplexity: Perplexity of fp32 on the same text.
+        agreement: Top-1 agreement with fp32.
+        masks: Number of masks.
     """
 
     layers: tuple[LayerReport, ...]
@@ -108,11 +108,11 @@ class Int8Report:
 
     @property
     def in_fp32(self) -> int:
-        """How many layers stayed in fp32."""
+        """Number of layers in fp32."""
         return sum(layer.scheme == "fp32" for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it."""
+        """Return the report as a dictionary that can be written as JSON."""
         return {
             "layers": [layer.to_dict() for layer in self.layers],
             "perplexity": self.perplexity,
@@ -122,12 +122,12 @@ class Int8Report:
         }
 
     def summary(self) -> str:
-        """Return one line for a person."""
+        """Return a one-line summary."""
         schemes = [layer.scheme for layer in self.layers]
         counts = ", ".join(f"{schemes.count(each)} {each}" for each in dict.fromkeys(schemes))
         return (
             f"int8 layers: {counts}; on {self.masks} held-out masks perplexity {self.perplexity:.2f} "
-            f"({self.perplexity / self.fp32_perplexity - 1:+.2%}), same best token {self.agreement:.1%}"
+            f"({self.perplexity / self.fp32_perplexity - 1:+.2%}), top-1 agreement {self.agreement:.1%}"
         )
 
 
@@ -142,25 +142,24 @@ def quantize_within(
 ) -> tuple[ir.Model, Int8Report]:
     """Quantize a model as far as a budget allows.
 
-    Everything is int8 at first. Where that misses the budget, each part of the model is quantized alone to see what
-    it does to the answers, and the parts that win most for the time that they take get further columns or go back
-    to fp32, one at a time, until the budget is met.
+    All layers are int8 at first. If that misses the budget, each part of the model is quantized alone to measure its
+    effect on the answers. The parts that gain the most accuracy per additional run time then get more outlier columns
+    or are kept in fp32, one at a time, until the budget is met.
 
     Args:
-        model: The fp32 serving graph; left as it is.
+        model: The fp32 serving graph; not modified.
         inputs: Names of the encoder's inputs.
-        seen: Text to calibrate on.
-        unseen: Text to measure on.
-        budget: What it may cost.
-        on_step: Called with a line of text as each step begins.
-        within: Called with the share of the work that is done.
+        seen: Text for calibration.
+        unseen: Text for measurement.
+        budget: The accuracy budget.
+        on_step: Called with a line of text at the start of each step.
+        within: Called with the finished share of the work.
 
     Returns:
-        The quantized graph, and what was chosen.
+        The quantized graph and the report.
 
     Raises:
-        ExportError: The budget is strict, or cannot be met, and by how much, or what meets it is not much smaller
-            than fp32.
+        ExportError: The budget cannot be met, or a model that meets it would not be much smaller than fp32.
     """
     try:
         return _Search(model, inputs, seen, unseen, budget, on_step, within).choose()
@@ -174,7 +173,7 @@ def quantize_within(
 
 
 class _Search:
-    """What is known of a model while steps are chosen for it."""
+    """The state of the search for the step of each part."""
 
     def __init__(
         self,
@@ -204,10 +203,10 @@ class _Search:
         self._effects: dict[str, float] = {}
 
     def choose(self) -> tuple[ir.Model, Int8Report]:
-        """Return the model that meets the budget, and what was chosen for it.
+        """Return the model that meets the budget, and its report.
 
         Raises:
-            ExportError: The budget is strict, or cannot be met, or what meets it is not much smaller than fp32.
+            ExportError: The budget cannot be met, or a model that meets it would not be much smaller than fp32.
         """
         steps: dict[str, Step] = {}
         while True:
@@ -226,6 +225,8 @@ class _Search:
                         "export fp32 alone, without int8"
                     )
                 return small, report
+            # Measuring the whole model is slow, so each round makes as many upgrades as the sum of the single effects
+            # suggests. The next round measures whether they suffice.
             before = dict(steps)
             allowed = self._effect(steps) * self._allowed_share(report)
             while not self._budget.strict and (upgrade := self._upgrade(steps)) is not None:
@@ -249,21 +250,23 @@ class _Search:
         return small, Int8Report(layers, _perplexity(found), _perplexity(self._exact), agreement, len(found[1]))
 
     def _allowed_share(self, report: Int8Report) -> float:
-        """Return what share of its present effect int8 may have: best tokens change with the root of it."""
+        """Return the permitted share of the present effect of int8."""
+        # Top-1 disagreement grows with the square root of the effect, perplexity in proportion to it.
         wanted = 1 - self._budget.agreement(report.fp32_perplexity)
         share = (wanted / max(1 - report.agreement, 1e-9)) ** 2
         increase = report.perplexity / report.fp32_perplexity - 1
         if increase > self._budget.max_perplexity_increase:
             share = min(share, self._budget.max_perplexity_increase / increase)
-        # Half of the way, on the scale on which the shares multiply: parts that need not be in fp32 are slow.
+        # Only half of the way, on a logarithmic scale: upgrades that turn out to be unnecessary would cost speed.
         return _SAFETY * math.sqrt(min(share, 1.0))
 
     def _upgrade(self, steps: Mapping[str, Step]) -> tuple[str, Step] | None:
-        """Return the part and its next step that win most for the time that they take; None where nothing is left."""
+        """Return the part and step with the best ratio of removed effect to additional time; None if none is left."""
         best: float = 0.0
         chosen: tuple[str, Step] | None = None
         for part, site in self._plan.sites.items():
             now = steps.get(part, "int8")
+            # Per weight: one multiply-add per row, plus reading the weight once. Outlier columns add to both.
             rows = self._rows[part]
             times = {step: (rows + _BYTE_TIME) * (1 + site.further(step)) for step in site.steps}
             times["fp32"] = rows * _FP32_TIME + 4 * _BYTE_TIME
@@ -278,10 +281,11 @@ class _Search:
         return math.fsum(self._effect_of(part, steps.get(part, "int8")) for part in self._plan.sites)
 
     def _effect_of(self, part: str, step: Step) -> float:
-        """Return what quantizing a part alone does to the answers; small errors of several parts add up."""
+        """Return the effect of quantizing one part alone; small effects of several parts add up."""
         if not self._effects:
             self._step(f"measuring what each of {len(self._plan.sites)} parts does to the answers")
             self._effects = _effects(self._model, self._plan, self._inputs, self._seen)
+        # Measured for plain int8 only. For small errors the divergence grows with the square of the layer's error.
         site = self._plan.sites[part]
         return self._effects[part] * (site.error(step) / max(site.error("int8"), 1e-12)) ** 2
 
@@ -292,7 +296,7 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def _rows_a_text(rows: Mapping[str, int], batches: Sequence[Batch]) -> dict[str, float]:
-    """Return how many rows each part computes for a text with one mask: all of its tokens, or that of the mask."""
+    """Return the number of rows that each part computes for a text with one mask: all tokens, or one."""
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
     texts = sum(len(batch.input_ids) for batch in batches)
     return {name: tokens / texts if count >= tokens else 1.0 for name, count in rows.items()}
@@ -301,7 +305,8 @@ def _rows_a_text(rows: Mapping[str, int], batches: Sequence[Batch]) -> dict[str,
 def _effects(
     model: ir.Model, plan: QuantizationPlan, inputs: Sequence[str], batches: Sequence[Batch]
 ) -> dict[str, float]:
-    """Return the divergence of the answers (Kullback-Leibler, mean over masks) with one part quantized at a time."""
+    """Return the mean Kullback-Leibler divergence over masks, with one part quantized at a time."""
+    # One graph with a switch for each part, so that a single session serves all measurements.
     both = copy_model(model)
     apply_plan(both, plan, {}, switches=True)
     session = open_model(both)
@@ -330,7 +335,7 @@ _Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
 
 def _answers(model: ir.Model, inputs: Sequence[str], batches: Sequence[Batch]) -> _Answers:
-    """Return the two best tokens and their log-probabilities, and those of the answers, for each mask."""
+    """Return, for each mask, the top-2 tokens and the log-probabilities of the masked token and of the top-2."""
     session = open_model(model)
     outputs = ["top_ids", "candidate_logprobs", "top_logprobs"]
     runs = [session.run(outputs, feeds(batch, inputs, top_k=2)) for batch in batches]
@@ -339,7 +344,7 @@ def _answers(model: ir.Model, inputs: Sequence[str], batches: Sequence[Batch]) -
 
 
 def _same_best(exact: _Answers, found: _Answers) -> NDArray[np.bool_]:
-    """Tell for which masks the best token is the same; either of a tie will do."""
+    """Return for which masks the top-1 prediction agrees; in a tie, either token counts."""
     tied = exact[2][:, 0] - exact[2][:, 1] < 1e-4
     same: NDArray[np.bool_] = (exact[0][:, 0] == found[0][:, 0]) | tied & (exact[0][:, 1] == found[0][:, 0])
     return same

@@ -1,4 +1,4 @@
-"""An export, stage by stage: load, graph, texts, each precision, TorchScript, compare, publish."""
+"""The stages of an export: load, graph, texts, each precision, TorchScript, compare, publish."""
 
 import importlib.metadata
 import shutil
@@ -33,11 +33,11 @@ __all__ = ["ExportJob"]
 
 
 class ExportJob:
-    """One export. The stages are called in the order in which they stand here.
+    """One export. The stages run in the order of their definition.
 
     Args:
-        request: What is asked for.
-        progress: Told of every stage.
+        request: The request.
+        progress: Receives every stage.
 
     Raises:
         ModelError, DataError, InputError: As for `export_bundle`.
@@ -53,7 +53,7 @@ class ExportJob:
         self._own = own_texts(self._tokenizer)
         given = request.calibration_data
         self._given: Texts | None = None if given is None else read_texts(given, self._tokenizer)
-        # Where the reviews do not fit, any tokens tell whether a graph still gives the same logits.
+        # If the reviews do not suit the vocabulary, random tokens suffice to compare the logits of two graphs.
         rough = self._own.seen if self._own.fit else random_texts(self._tokenizer)
         self._mixed = _mixed(dict(shape_batches(self._tokenizer, rough, min(self._source.longest, 32))))
         self._compared = review_texts(self._tokenizer) if self._own.fit else rough
@@ -62,17 +62,17 @@ class ExportJob:
         self._serving: ServingGraph | None = None
 
     def run(self, work: Path) -> ParityReport:
-        """Write the bundle to its place.
+        """Write the bundle to the output.
 
         Args:
-            work: An empty folder on the same disk.
+            work: An empty folder on the same file system.
 
         Returns:
-            The comparison with what was exported.
+            The comparison with the exported model.
         """
         bundle = work / "bundle"
         bundle.mkdir()
-        # What the CPU makes of fp16 is not what a GPU does, so a copy that rounds as a GPU does is compared.
+        # fp16 rounds differently on a CPU, so a copy that rounds as a GPU does is compared instead.
         compared: dict[str, Path] = {}
         if "onnx" in self._request.formats:
             serving = self._build_graph(work)
@@ -102,7 +102,7 @@ class ExportJob:
             self._source.vocabulary,
             self._mixed,
             without=self._request.without_passes,
-            # What others exported may be as no pass expects; what Optimum exported may not.
+            # A pass may fail on a third-party export, which then does without; for our own exports it is an error.
             on_failure=self._leave_out if foreign else None,
         )
         shutil.rmtree(work / "plain")
@@ -113,7 +113,7 @@ class ExportJob:
         self._progress.say(f"leaving out the pass {error.name}, which does not fit this graph")
 
     def _fit_texts(self, serving: ServingGraph) -> None:
-        """Have a model whose vocabulary is not made for the reviews write its own text."""
+        """Generate text with the model if the reviews do not suit its vocabulary."""
         if self._own.fit:
             return
         self._progress.begin("text", f"sampling text from the model: {self._own.why_not}")
@@ -150,14 +150,14 @@ class ExportJob:
         self._models[precision] = _save(model, bundle, precision, serving.details() | (more or {}))
 
     def _compare(self, paths: dict[str, Path]) -> tuple[ParityCase, ...]:
-        """Compare each model with what was exported, and refuse one that is too far off."""
+        """Compare each model with the exported one, and reject models that differ too much."""
         source = self._source
         self._progress.begin("parity", "comparing with the file" if source.foreign else "comparing with PyTorch")
         sessions = {
             name: backend_type("torchscript" if name == TORCHSCRIPT else "onnx")(path, kind="cpu")
             for name, path in paths.items()
         }
-        # int8 that was made here has been held to its budget; what was int8 before is held to it as fp16 is.
+        # int8 made by this export has met its budget already; a source that is int8 itself is checked like fp16.
         rounded = {"fp16", source.precision} - {"fp32"}
         found: list[ParityCase] = []
         everything = make_batches(source.tokenizer, source.longest, self._compared)
@@ -173,14 +173,14 @@ class ExportJob:
         return tuple(sorted(found, key=lambda case: list(paths).index(case.precision)))
 
     def _drop_unwanted(self, bundle: Path, cases: Sequence[ParityCase]) -> tuple[ParityCase, ...]:
-        """Remove the fp32 that served only to make another precision; return the cases of the others."""
+        """Remove fp32 if it was only needed to make another precision; return the cases of the other models."""
         for precision in set(self._models) - {*self._request.precisions, TORCHSCRIPT}:
             for name in self._models.pop(precision).names:
                 (bundle / name).unlink()
         return tuple(case for case in cases if case.precision in self._models)
 
     def _publish(self, bundle: Path, cases: tuple[ParityCase, ...]) -> ParityReport:
-        """Write tokenizer and manifest, and move the bundle to its place."""
+        """Write tokenizer and manifest, and move the bundle to the output."""
         source, tokenizer, target = self._source, self._tokenizer, self._request.output
         self._plain.save(str(bundle / TOKENIZER))
         files = {path.name: hash_file(path) for path in sorted(bundle.iterdir())}
@@ -211,20 +211,20 @@ class ExportJob:
 
     @property
     def _room(self) -> int:
-        """Most tokens of a text, without the special ones."""
+        """Maximum number of tokens in a text, without special tokens."""
         special: int = self._tokenizer.num_special_tokens_to_add()
         return self._source.longest - special
 
 
 def _save(model: ir.Model, bundle: Path, precision: str, details: dict[str, Any]) -> ModelFile:
-    """Write graph and weights apart: weights within the graph would be parsed and copied at every start."""
+    """Write graph and weights to separate files: weights in the graph would be parsed and copied on every start."""
     files = ModelFile(f"model.{precision}.onnx", f"model.{precision}.weights", details=details)
     ir.save(model, bundle / files.file, external_data=files.weights, size_threshold_bytes=1024)
     return files
 
 
 def _mixed(batches: dict[str, Batch]) -> Batch:
-    """Return the batch whose texts differ most in length: padding is where a graph pass would go wrong."""
+    """Return the batch with the largest difference in text lengths, since padding is where a pass may fail."""
     return max(batches.values(), key=lambda batch: int(np.ptp(batch.attention_mask.sum(axis=1))))
 
 

@@ -1,4 +1,4 @@
-"""The known answers of a bundle: a few inputs, recorded with what this machine answers."""
+"""Records the known answers of a bundle: a few inputs with the answers on this machine."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ _TOP_K = 5
 
 
 def known_answers(bundle: Path, manifest: Manifest) -> dict[str, tuple[KnownAnswer, ...]]:
-    """Ask each model of a bundle, as it is opened where it runs, on the CPU.
+    """Run each model of a bundle on the CPU, through the run time.
 
     Args:
         bundle: The folder.
-        manifest: Of it; it need not be written yet.
+        manifest: Its manifest, which need not be written yet.
 
     Returns:
         The answers by the name of the model.
@@ -53,7 +53,7 @@ def _answers(model: OpenModel) -> tuple[KnownAnswer, ...]:
     texts = [text for text in _TEXTS if model.encoder.count(text) <= model.manifest.max_length]
     answers = []
     for text in texts:
-        # One by one, as a caller asks.
+        # One by one, as the self-test replays them.
         (result,) = fill_texts(model, [text], choice)
         ids = tuple(tuple(each.token_id for each in mask.predictions) for mask in result.masks)
         logprobs = tuple(tuple(round(each.logprob, 5) for each in mask.predictions) for mask in result.masks)

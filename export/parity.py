@@ -1,4 +1,4 @@
-"""How far an exported model is from PyTorch, at the masked positions of real text."""
+"""Compares an exported model with PyTorch, at the masked positions of real text."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,22 +32,22 @@ __all__ = [
 ]
 
 SCORE_TOLERANCE = 1e-5
-"""Difference of a probability from PyTorch's that an fp32 export may have without being asked about it."""
+"""Maximum difference of a probability between fp32 and PyTorch without further checks."""
 
 LOGPROB_TOLERANCE = 1e-3
-"""The same for log-probabilities, which spread differences of rounding over many more digits."""
+"""The same for log-probabilities, in which rounding differences are larger."""
 
 FP32_FACTOR = 4.0
-"""How many times as far from fp64 as PyTorch's own fp32 an fp32 export may be: sums in another order round otherwise,
-the more so the more certain a model's answers are."""
+"""Maximum error of an fp32 export relative to that of PyTorch's own fp32, both against fp64. Sums in another order
+round differently, with more effect on a model with confident predictions."""
 
 _SENTENCES = 250
 _TIE = 1e-4
-"""Two logits this close in PyTorch are a tie, and either order is right."""
+"""Two logits this close in PyTorch are a tie; either order is correct."""
 
 
 Distance = tuple[float, float]
-"""Largest difference of a probability, and of the log-probability of a token that is given at least 1e-4."""
+"""Maximum difference of a probability, and of a log-probability of tokens with a probability of at least 1e-4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,14 @@ class ParityCase:
 
     Attributes:
         precision: Name of the model in the bundle: `fp32`, `fp16`, `int8` or `torchscript`.
-        case: What was run: texts and length of the batch, or `sentences`.
-        masks: Masked positions compared.
-        score_difference: Largest absolute difference of a probability, over the whole vocabulary.
-        logprob_difference: The same for log-probabilities of tokens that PyTorch gives at least 1e-4.
-        top1: Share of masks with the same best token.
-        top5: Mean share of PyTorch's five best tokens found among the five best.
-        perplexity: Of the exported model on these masks.
-        reference_perplexity: Of PyTorch on them.
+        case: Number of texts and length of the batch, or `sentences`.
+        masks: Number of compared mask positions.
+        score_difference: Maximum absolute difference of a probability, over the whole vocabulary.
+        logprob_difference: The same for log-probabilities, of tokens with at least 1e-4 in PyTorch.
+        top1: Top-1 agreement.
+        top5: Mean share of PyTorch's top-5 tokens that are among the model's top-5.
+        perplexity: Perplexity of the exported model on these masks.
+        reference_perplexity: Perplexity of PyTorch on these masks.
     """
 
     precision: str
@@ -79,11 +79,11 @@ class ParityCase:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """What an export found.
+    """The result of an export.
 
     Attributes:
-        cases: Each precision on several shapes of batch, and on sentences with one mask each.
-        bytes: Size of the model file of each precision.
+        cases: Comparisons of each precision on several batch shapes, and on sentences with one mask each.
+        bytes: Model size by precision.
         output: The bundle.
     """
 
@@ -92,7 +92,7 @@ class ParityReport:
     output: Path
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it."""
+        """Return the report as a dictionary that can be written as JSON."""
         return {"cases": [asdict(case) for case in self.cases], "bytes": self.bytes}
 
     def table(self) -> str:
@@ -129,12 +129,12 @@ class ParityReport:
 def make_batches(
     tokenizer: PreTrainedTokenizerBase, longest: int, texts: Sequence[list[int]]
 ) -> dict[str, list[Batch]]:
-    """Return what to compare on: shapes of batch filled with text, and single-mask sentences.
+    """Return the batches to compare on: several shapes filled with text, and single-mask sentences.
 
     Args:
         tokenizer: The model's tokenizer.
-        longest: Most tokens that the model takes.
-        texts: Token ids without special tokens, 250 texts or fewer for the sentences and some for the shapes.
+        longest: Maximum number of tokens of the model.
+        texts: Token ids without special tokens; the first 250 are the sentences, the rest fills the shapes.
     """
     room = longest - tokenizer.num_special_tokens_to_add()
     sentences = texts[:_SENTENCES]
@@ -144,13 +144,13 @@ def make_batches(
 
 
 def reference(source: Source, batch: Batch, inputs: Sequence[str], *, everywhere: bool) -> NDArray[np.float32]:
-    """Return the log-probabilities of what is exported at the masks, [masks, vocabulary].
+    """Return the log-probabilities of the exported model at the masks, [masks, vocabulary].
 
     Args:
         source: The model.
-        batch: What to run it on.
-        inputs: Names of the inputs to give it.
-        everywhere: Let it answer at every token, as its users do, rather than at the masks alone.
+        batch: The batch to run.
+        inputs: Names of the inputs to use.
+        everywhere: Compute logits at every token, as users of the model do, instead of at the masks only.
     """
     if not everywhere:
         return source.row_logprobs(feeds(batch, inputs), inputs, batch.flat)
@@ -160,12 +160,12 @@ def reference(source: Source, batch: Batch, inputs: Sequence[str], *, everywhere
 
 
 def mixes_padding(source: Source, batch: Batch, inputs: Sequence[str]) -> bool:
-    """Tell whether a model answers the shortest text of a batch otherwise when it is padded.
+    """Return whether padding changes a model's answers, by comparing the shortest text of a batch with and without it.
 
     Args:
         source: The model.
         batch: Texts of several lengths.
-        inputs: Names of the inputs to give it.
+        inputs: Names of the inputs to use.
     """
     lengths = batch.attention_mask.sum(axis=1)
     row, length = int(lengths.argmin()), int(lengths.min())
@@ -191,7 +191,7 @@ def compare(
         case: Name of the case, for the report.
         session: The exported model.
         inputs: Names of its encoder inputs.
-        pairs: Batches, each with what `reference` gave for it.
+        pairs: Batches, each with its result of `reference`.
     """
     masks = score_difference = logprob_difference = top1 = top5 = 0.0
     loss = reference_loss = 0.0
@@ -204,6 +204,7 @@ def compare(
         score_difference, logprob_difference = _larger(
             (score_difference, logprob_difference), _distance(found, expected)
         )
+        # A prediction is correct if PyTorch's score for it reaches that of PyTorch's first (or fifth) token.
         best = np.take_along_axis(expected, top_ids, 1)
         order = -np.sort(-np.partition(expected, -5, axis=1)[:, -5:])
         top1 += float((best[:, 0] >= order[:, 0] - _TIE).sum())
@@ -241,7 +242,7 @@ def fp32_distance(
     for batch, expected in pairs:
         logits, normalizer = session.run(("logits", "log_normalizer"), feeds(batch, inputs))
         found.append((logits - normalizer, expected, batch))
-    # fp64 takes its time: where the two differ most, in one measure and in the other, tells enough.
+    # fp64 is slow, so it runs only on the batches with the largest difference in either measure.
     worst = {int(np.argmax(each)) for each in zip(*(_distance(mine, other) for mine, other, _ in found), strict=True)}
     ours = theirs = (0.0, 0.0)
     for mine, other, batch in (found[index] for index in sorted(worst)):
@@ -272,16 +273,16 @@ def check_case(
     rounded: Collection[str],
     distance: Callable[[], tuple[Distance, Distance] | None],
 ) -> None:
-    """Refuse fp32 that is further off than fp32 has to be, and what rounds more where it costs too much.
+    """Reject an fp32 model with an error beyond fp32 rounding, and other precisions that miss the accuracy budget.
 
     Args:
-        case: What `compare` found.
-        budget: What rounding may cost on the sentences.
-        rounded: Precisions to hold to it.
-        distance: Gives what `fp32_distance` does, which is asked for only where fp32 differs from fp32.
+        case: A result of `compare`.
+        budget: The accuracy budget, applied to the sentences.
+        rounded: Precisions that must meet the budget.
+        distance: Computes `fp32_distance`; called only if the model differs from PyTorch's fp32.
 
     Raises:
-        ExportError: The model is refused.
+        ExportError: The model is rejected.
     """
     if case.precision in ("fp32", TORCHSCRIPT):
         near = case.score_difference <= SCORE_TOLERANCE and case.logprob_difference <= LOGPROB_TOLERANCE

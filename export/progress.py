@@ -1,4 +1,4 @@
-"""What an export tells while it runs: its steps, and the share of the whole that is done."""
+"""Reports the progress of an export: its steps, and the finished share."""
 
 import typing
 from collections.abc import Callable, Sequence
@@ -9,15 +9,15 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Tells which part of an export runs, and what share of the whole is done.
+    """Reports which part of an export is running, and the finished share of the whole.
 
     Args:
-        wanted: The precisions and formats that are asked for.
-        on_step: Takes a line of text.
-        on_progress: Takes a share.
+        wanted: The requested precisions and formats.
+        on_step: Called with a line of text.
+        on_progress: Called with a share from 0 to 1.
     """
 
-    # Seconds for DistilRoBERTa's shape on two cores; what matters is how they compare.
+    # Seconds for DistilRoBERTa's shape on two cores; only their ratios matter.
     _SECONDS: typing.ClassVar = {
         "load": 2.0,
         "onnx": 15.0,
@@ -42,19 +42,19 @@ class Progress:
         self._on_step, self._on_progress = on_step, on_progress
 
     def begin(self, name: str, text: str) -> None:
-        """Begin a part."""
+        """Start a part."""
         halfway = {"passes": 0.5, "text": 0.9, "write": 0.95}.get(name, 0.0)
         self._span = self._spans.get(self._GRAPH.get(name, name), self._span)
         self.within(halfway)
         self.say(text)
 
     def say(self, text: str) -> None:
-        """Tell what is being done."""
+        """Report the current step."""
         if self._on_step is not None:
             self._on_step(text)
 
     def within(self, share: float) -> None:
-        """Tell what share of the part that runs is done."""
+        """Report the finished share of the current part."""
         if self._on_progress is not None:
             start, end = self._span
             self._on_progress(min(1.0, start + share * (end - start)))

@@ -1,7 +1,7 @@
-"""int8 for the dense layers and the vocabulary head, each in the step that is chosen for it, and for embeddings.
+"""Quantizes dense layers, the vocabulary head and embeddings, each in the step that the search selects for it.
 
-A row of the embeddings is looked up rather than multiplied, so it can have 16 bits for nothing but their size: a
-second table holds what rounding left. The first is also the head's where the two are tied.
+Embeddings are looked up and not multiplied, so 16 bits cost nothing but size: a second int8 table holds the remainder
+of the first. A tied head uses the first table as its weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,29 +31,29 @@ __all__ = [
 ]
 
 Step = Literal["int8", "columns", "fp32"]
-"""How a layer is computed: bytes times bytes, the same with many further columns for outlier channels, or floats."""
+"""How a layer is computed: as int8 matmul, as int8 matmul with many outlier columns, or in fp32."""
 
 TABLE = "embeddings"
 
 _HALVES = 256
-"""How many steps of the lower byte of an embedding one of the upper is."""
+"""Steps of the lower byte of an embedding per step of the upper byte."""
 
 _EXTRA_SHARES = (0.06, 0.25)
-"""Further columns for outlier channels, as a share of the channels: a few from the start, and many as a step."""
+"""Outlier columns as a share of the channels: few in the step `int8`, many in the step `columns`."""
 
 _WORTH_IT = 0.8
-"""Further columns are used where they leave at most this share of the error without them."""
+"""Outlier columns are used if they reduce the error at least to this share of the error without them."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What was chosen for one layer.
+    """The quantization of one layer.
 
     Attributes:
         name: The layer.
-        scheme: `int8`, `int8+columns` or `fp32`; of embeddings `int16` (two bytes) or `fp32`.
-        extra_columns: Share of further columns for outlier channels.
-        error: Relative error of its outputs on calibration text, activations and weights together.
+        scheme: `int8`, `int8+columns` or `fp32`; for embeddings `int16` (two bytes) or `fp32`.
+        extra_columns: Number of outlier columns, as a share of the channels.
+        error: Relative error of the outputs on calibration text, from activations and weights together.
     """
 
     name: str
@@ -62,13 +62,13 @@ class LayerReport:
     error: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON can hold them."""
+        """Return the values as a dictionary that can be written as JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
-    """An int8 matrix and the scale of each of its outputs."""
+    """An int8 matrix with one scale per output."""
 
     weights: NDArray[np.int8]
     scales: NDArray[np.float32]
@@ -94,8 +94,8 @@ class StepPlan:
     """One way to compute the layers that share an activation.
 
     Attributes:
-        ranges: Of the activation.
-        weights: By the name of the layer.
+        ranges: The quantization of the activation.
+        weights: Quantized weights by the name of the layer.
         error: Relative error of the outputs.
     """
 
@@ -106,13 +106,13 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class SitePlan:
-    """How the layers that share an activation could be computed.
+    """The possible ways to compute the layers that share an activation.
 
     Attributes:
-        steps: What each step in bytes would be; `columns` only where it leaves much less of an error.
-        channels: Of the activation.
-        multiply_adds: A row.
-        tied: Whether its weights are the embeddings.
+        steps: The int8 steps; `columns` only if it has a much smaller error.
+        channels: Number of channels of the activation.
+        multiply_adds: Number of multiply-adds per row.
+        tied: Whether the weights are also the embeddings.
     """
 
     steps: dict[Step, StepPlan]
@@ -125,24 +125,24 @@ class SitePlan:
         return 0.0 if step == "fp32" else self.steps[step].error
 
     def further(self, step: Step) -> float:
-        """Return the share of further columns."""
+        """Return the number of outlier columns as a share of the channels."""
         return len(self.steps[step].ranges.columns) / self.channels if step != "fp32" else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationPlan:
-    """How each part of a model would be quantized, before deciding which are.
+    """How each part of a model would be quantized; which parts are is decided later.
 
     Attributes:
-        sites: By name.
-        tables: Embeddings by their names.
+        sites: Sites by name.
+        tables: Quantized embeddings by name.
     """
 
     sites: dict[str, SitePlan]
     tables: dict[str, QuantizedTable]
 
     def reports(self, steps: Mapping[str, Step]) -> list[LayerReport]:
-        """Return what was chosen for each layer, in the order of the graph."""
+        """Return the report of each layer, in the order of the graph."""
         found = []
         if self.tables:
             found.append(LayerReport(TABLE, "fp32" if _tables_stay(self, steps) else "int16", 0.0, 0.0))
@@ -155,7 +155,7 @@ class QuantizationPlan:
 
 
 def _tables_stay(plan: QuantizationPlan, steps: Mapping[str, Step]) -> bool:
-    """Tell whether the head needs the embeddings in fp32: then they are stored so, and once."""
+    """Return whether a tied head stays in fp32; the embeddings then stay in fp32 too, and are stored once."""
     return any(site.tied and steps.get(name) == "fp32" for name, site in plan.sites.items())
 
 
@@ -164,15 +164,16 @@ def make_plan(
     stats: Mapping[str, ActivationStats],
     on_weights: Callable[[int], None] | None = None,
 ) -> QuantizationPlan:
-    """Work out int8 weights and activation ranges for every dense layer and embedding table.
+    """Compute int8 weights and activation ranges for every dense layer and embedding table.
 
     Args:
         model: The fp32 serving graph.
-        stats: From calibration, by the name of each activation of `dense_sites`.
-        on_weights: Called with the number of weights that are rounded so far.
+        stats: Calibration statistics by the name of each activation of `dense_sites`.
+        on_weights: Called with the number of weights rounded so far.
     """
     sites = dense_sites(model.graph)
-    # The head is rounded with regard to what it takes; the second byte makes up for that in the embeddings.
+    # A tied table is rounded for the inputs of the head (GPTQ), which moves single weights further from their values.
+    # The lower byte corrects this for the embeddings.
     grams = {
         layer.table.name: stats[site.activation.name or ""].gram
         for site in sites
@@ -184,6 +185,7 @@ def make_plan(
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and is_table(table) and table.name not in tables:
             tables[table.name or ""] = _round_table(table, grams.get(table.name))
+    # Sites with the same weights, such as ALBERT's repeated layer, share their int8 weights too.
     groups: dict[tuple[str, ...], list[Site]] = {}
     for site in sites:
         groups.setdefault(tuple(_weights_name(layer) for layer in site.layers), []).append(site)
@@ -213,7 +215,7 @@ def _round_table(table: ir.Value, gram: NDArray[np.float32] | None) -> Quantized
         upper = round_with_feedback(array.T, scales, feedback_factor(gram), pairs).T
     rest = array / scales[:, None]
     rest -= upper
-    # Feedback may leave more than half a step.
+    # GPTQ can leave a remainder of more than half a step, which does not fit in the lower byte.
     lower = np.clip(np.rint(rest * _HALVES), -128, 127).astype(np.int8)
     return QuantizedTable(np.ascontiguousarray(upper), lower, scales)
 
@@ -221,11 +223,12 @@ def _round_table(table: ir.Value, gram: NDArray[np.float32] | None) -> Quantized
 def _plan_group(
     group: Sequence[Site], stats: Mapping[str, ActivationStats], tables: Mapping[str, QuantizedTable]
 ) -> dict[str, SitePlan]:
-    """Plan sites that have the same weights, which are rounded once and stored once."""
+    """Plan sites with the same weights, which are rounded and stored once."""
     layers = group[0].layers
     found = [stats[site.activation.name or ""] for site in group]
     exact = np.concatenate([layer.weights for layer in layers], axis=1)
     ranges: dict[Step, list[ActivationPlan]] = {"int8": [plan_activation(each, 0.0) for each in found]}
+    # Outlier columns repeat rows of the weights, so they need weights that no other site or table uses.
     if len(group) == 1 and not group[0].tied:
         ranges |= _with_columns(found[0], exact, ranges["int8"][0])
     rounded: dict[Step, QuantizedWeights] = {}
@@ -236,6 +239,7 @@ def _plan_group(
         factor = feedback_factor(np.sum([each.gram for each in found], axis=0) if len(found) > 1 else found[0].gram)
         for step in ("int8", "columns"):
             if step in ranges:
+                # The stored matrix ends in copies of rows for the outlier columns, which form pairs of their own.
                 pairs = adjacent_pairs(np.concatenate([np.arange(len(exact)), ranges[step][0].columns]))
                 scales = column_scales(exact, pairs)
                 rounded[step] = QuantizedWeights(round_with_feedback(exact, scales, factor, pairs), scales)
@@ -266,7 +270,7 @@ def _plan_group(
 def _with_columns(
     stats: ActivationStats, weights: NDArray[np.float32], plain: ActivationPlan
 ) -> dict[Step, list[ActivationPlan]]:
-    """Return the steps for which further columns pay."""
+    """Return the steps for which outlier columns are worth their time."""
     few, many = (plan_activation(stats, share) for share in _EXTRA_SHARES)
     errors = [_activation_error(each, stats.sample, weights) for each in (plain, few, many)]
     best: dict[Step, list[ActivationPlan]] = {"int8": [few if errors[1] < _WORTH_IT * errors[0] else plain]}
@@ -281,7 +285,7 @@ def _error(
     exact: NDArray[np.float32],
     rounded: QuantizedWeights,
 ) -> float:
-    # A part of a vocabulary tells as much as the whole.
+    # For a vocabulary head, a part of the outputs is representative.
     exact, held = exact[:, :4096], rounded.weights[:, :4096] * rounded.scales[:4096]
     wanted = sample @ exact
     spread = np.maximum(wanted.var(axis=0), 1e-12)
@@ -295,13 +299,13 @@ def _activation_error(plan: ActivationPlan, sample: NDArray[np.float32], weights
 
 
 def apply_plan(model: ir.Model, plan: QuantizationPlan, steps: Mapping[str, Step], *, switches: bool = False) -> None:
-    """Replace dense layers and embedding tables by int8 ones, in place.
+    """Replace dense layers and embedding tables by quantized ones, in place.
 
     Args:
         model: A copy of the graph that the plan was made for.
-        plan: What to do.
-        steps: For each site that is not to be int8, the step to take instead.
-        switches: Keep both, and add the input `quantized` [sites] that says at which sites to use the plan.
+        plan: The plan.
+        steps: The step of each site that is not plain int8.
+        switches: Keep both versions, and add an input `quantized` [sites] that selects the sites to quantize.
     """
     graph = model.graph
     replace = _Switches(graph, list(plan.sites)) if switches else _replace
@@ -309,7 +313,7 @@ def apply_plan(model: ir.Model, plan: QuantizationPlan, steps: Mapping[str, Step
     if not _tables_stay(plan, steps):
         for node in [each for each in graph if each.op_type == "Gather" and is_table(each.inputs[0])]:
             _replace("", node.outputs[0], _looked_up(graph, node, plan, stored))
-    # Backwards: a layer that feeds another must still be there when the other is replaced.
+    # Backwards, because the activation of a layer is the output of an earlier one, which must not be replaced yet.
     for site in reversed(dense_sites(graph)):
         step = steps.get(site.name, "int8")
         if step != "fp32":
@@ -321,7 +325,7 @@ def apply_plan(model: ir.Model, plan: QuantizationPlan, steps: Mapping[str, Step
 
 
 _Replace = Callable[[str, ir.Value, ir.Value], None]
-"""Puts a value in the place of another: the site that it belongs to, the old value, the new one."""
+"""Replaces a value: its site, the old value, the new value."""
 
 
 def _replace(_site: str, old: ir.Value, new: ir.Value) -> None:
@@ -329,7 +333,7 @@ def _replace(_site: str, old: ir.Value, new: ir.Value) -> None:
 
 
 class _Switches:
-    """Chooses between old and new values by an input of the graph."""
+    """Selects between old and new values by an input of the graph."""
 
     def __init__(self, graph: ir.Graph, sites: Sequence[str]) -> None:
         self._graph = graph
@@ -347,7 +351,7 @@ class _Switches:
 
 
 def _looked_up(graph: ir.Graph, node: ir.Node, plan: QuantizationPlan, stored: dict[str, ir.Value]) -> ir.Value:
-    """Look up both bytes and the scale of their row."""
+    """Add nodes that look up both bytes and the scale of a row, and combine them."""
     table = node.inputs[0]
     assert table is not None  # noqa: S101
     name = table.name or ""
@@ -383,12 +387,12 @@ def _bias(graph: ir.Graph, layer: Dense) -> ir.Value | None:
 
 
 def _weights(graph: ir.Graph, layer: Dense, plan: StepPlan, stored: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
-    """Return bytes [inputs, outputs], with rows for further columns, and the scales of the outputs."""
+    """Return the int8 weights [inputs, outputs], with repeated rows for outlier columns, and the scales."""
     held = plan.weights[layer.name]
     scales = add_constant(graph, f"{layer.name}_scale", held.scales)
     table = stored.get(layer.table.name or "") if layer.table is not None else None
     if table is not None:
-        # Stored once with the embeddings; ONNX Runtime turns it when it loads the file.
+        # Stored once, together with the embeddings; ONNX Runtime folds the transposition when it loads the file.
         return add_node(graph, "Transpose", [table], {"perm": [1, 0]}), scales
     name = _weights_name(layer)
     if name not in stored:

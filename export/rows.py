@@ -1,10 +1,10 @@
-"""The graph pass that moves a selection of rows upwards, so that less is computed for the rows not asked for.
+"""The graph pass that selects the mask rows early, so that as little as possible is computed at other positions.
 
-A masked language model is asked about a few positions, but its graph answers at all of them. Selecting the
-masked rows at the end and then moving that selection towards the inputs, through every operation that treats
-rows alike (dense layers, layer norms, activations, residuals, softmax, the queries of attention), leaves the
-vocabulary head and, where the operations allow it, all of the last layer but its keys and values to the masked
-rows alone. The pass knows operations, not architectures, and stops where it meets one it does not know.
+The exported graph computes logits at every position, but only the masked ones are needed. The pass selects their rows
+at the logits and then moves the selection towards the inputs, past every operation that treats rows independently:
+dense layers, layer norms, activation functions, residuals, softmax, and the queries of attention. The vocabulary head
+and all of the last layer except its keys and values then run at the masked rows only. The pass is defined on operations
+and does not know architectures; it stops at an operation that it does not know.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,12 +71,12 @@ Shapes = dict[str, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """One way to select rows.
+    """A way to select rows.
 
     Attributes:
-        gather: Adds the nodes that select rows of a [batch, length, ...] value, before a node.
-        mixes_batch: Whether a selected value keeps its texts apart, so that it can meet another value of
-            the same text, as queries meet keys.
+        gather: Inserts, before a node, the nodes that select rows of a [batch, length, ...] value.
+        mixes_batch: Whether selected values may be combined with whole values of the same text, as attention combines
+            queries with keys. This requires that the selection keeps the batch axis.
     """
 
     gather: Callable[[ir.Graph, ir.Value, Shape, ir.Node], ir.Value]
@@ -107,19 +107,22 @@ def flat_rows(rows: ir.Value) -> Selection:
 
 
 def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selection, width: int) -> list[ir.Node]:
-    """Select rows of the first input of a node, as far up the graph as the operations allow.
+    """Select rows of the first input of a node, as close to the graph's inputs as the operations allow.
 
     Args:
-        graph: The graph, changed in place.
-        end: The node that wants only rows, axis 1, of its first input.
-        shapes: Symbolic shapes by value name, as they were before any selection; a node whose shapes are not
-            among them is not passed. Those of selected values are added.
-        selection: How to select.
-        width: Last axis of that input.
+        graph: The graph, modified in place.
+        end: The node that needs only some rows (axis 1) of its first input.
+        shapes: Symbolic shapes by value name, before any selection; the selection does not move past a node with
+            unknown shapes. Shapes of selected values are added.
+        selection: How to select rows.
+        width: Size of the last axis of that input.
 
     Returns:
         The nodes that now run on selected rows only.
     """
+    # The selection may only stop at values whose rows can be gathered. If it would stop elsewhere, the node that takes
+    # the value is refused and the analysis repeated, since this can change what is needed of other values. Each round
+    # refuses at least one node, so it terminates.
     refused: set[ir.Node] = set()
     while True:
         wanted = _wanted_rows(graph, end, shapes, selection, refused)
@@ -141,7 +144,7 @@ def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selec
         if value not in gathered:
             shape = shapes.get(value.name or "", ("B", "L", width))
             chosen = gathered[value] = selection.gather(graph, value, shape, before)
-            # So that a second selection passes what the first one selected.
+            # The second selection moves past the values of the first one, so it needs their names and shapes.
             chosen.name = chosen.name or f"{value.name}_rows"
             shapes[chosen.name] = shape
         return gathered[value]
@@ -169,8 +172,12 @@ def _can_gather(shape: Shape | None, axis: int) -> bool:
 def _wanted_rows(
     graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selection, refused: set[ir.Node]
 ) -> dict[ir.Node, list[int | None]]:
-    """Return the nodes all of whose outputs are wanted for rows only, with the row axis of each input."""
-    axes: dict[ir.Value, int | None] = {}  # None: wanted whole
+    """Return the nodes of whose outputs only rows are needed, with the row axis of each input.
+
+    The graph is traversed backwards, so that all users of a value are known when its producer is reached. A value that
+    one user needs whole, or that two users need along different axes, is computed whole.
+    """
+    axes: dict[ir.Value, int | None] = {}  # None: needed whole
 
     def want(value: ir.Value | None, axis: int | None) -> None:
         if value is not None:
@@ -201,7 +208,7 @@ def _wanted_rows(
 
 
 def _row_axes(node: ir.Node, axis: int, shapes: Shapes, selection: Selection) -> list[int | None] | None:
-    """Return the row axis of each input when only rows of the output's `axis` are wanted; None if it cannot be."""
+    """Return the row axis of each input if only rows along the output's `axis` are needed; None if impossible."""
     inputs = [shapes.get(value.name or "") if value is not None else () for value in node.inputs]
     output = shapes.get(node.outputs[0].name or "")
     if output is None or any(shape is None for shape in inputs):
@@ -210,6 +217,7 @@ def _row_axes(node: ir.Node, axis: int, shapes: Shapes, selection: Selection) ->
     found = _rule(node, axis, known, output)
     if found is None or all(each is None for each in found):
         return None
+    # A selection without the batch axis cannot be combined with values that have it, such as the keys of whole texts.
     if not selection.mixes_batch and any(
         (each is None and "B" in shape) or each not in (None, 1) for each, shape in zip(found, known, strict=True)
     ):
@@ -238,7 +246,7 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
     if op == "MatMul":
         return _matmul_axes(axis, inputs, output)
     if op == "MultiHeadAttention":
-        # Queries at rows, keys and values whole; a bias or a past would have rows of its own.
+        # Queries at the rows, keys and values whole. A bias or a cache would need a selection of its own.
         return [0 + axis, *rest] if axis == 1 and all(not shape for shape in inputs[5:]) else None
     if op == "Transpose":
         return [node.attributes.get_ints("perm", list(range(len(output)))[::-1])[axis]]
@@ -248,6 +256,7 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
 
 
 def _broadcast_axes(axis: int, inputs: Sequence[Shape], output: Shape) -> list[int | None] | None:
+    # numpy aligns shapes at the last axis. An input without the row axis, or of size 1 there, is broadcast as it is.
     found: list[int | None] = []
     for shape in inputs:
         own = axis - (len(output) - len(shape))
@@ -273,7 +282,7 @@ def _reduces_last(node: ir.Node, rank: int) -> bool:
 
 
 def _reshape_axes(axis: int, source: Shape, output: Shape) -> list[int | None] | None:
-    """A reshape that only splits or joins what comes after batch and rows."""
+    """Allow a reshape that only splits or joins axes after batch and rows, such as the split into heads."""
     fits = axis == 1 and source[:2] == output[:2] == ("B", "L")
     return [1, None] if fits and all(isinstance(dim, int) for dim in output[2:]) else None
 

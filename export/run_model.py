@@ -1,4 +1,4 @@
-"""Running a graph in memory, as the run time would."""
+"""Runs a graph from memory with ONNX Runtime."""
 
 import numpy as np
 import onnx
@@ -13,22 +13,22 @@ _SMALL = 1024
 
 
 def copy_model(model: ir.Model) -> ir.Model:
-    """Return a model whose graph can be changed; the weights are those of the first."""
+    """Return a copy whose graph can be modified; the weights are shared."""
     return model.clone()
 
 
 def open_model(
     model: ir.Model, *, optimize: bool = True, outputs: tuple[str, ...] = ()
 ) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU; its weights are handed over where they lie.
+    """Open a graph on the CPU without copying its weights.
 
     Args:
         model: The graph.
-        optimize: Let ONNX Runtime fold constants; without, every value of the graph can be fetched by name.
-        outputs: Names of further values to fetch.
+        optimize: Let ONNX Runtime fold constants; otherwise every value of the graph can be fetched by name.
+        outputs: Names of additional values to fetch.
 
     Raises:
-        ExportError: ONNX Runtime refuses it.
+        ExportError: ONNX Runtime rejects the graph.
     """
     proto, weights = _without_weights(model)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
@@ -47,7 +47,7 @@ def open_model(
 
 
 def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Return a graph that says that its large weights lie elsewhere, and these: a protobuf holds 2 GiB at most."""
+    """Return a graph with large weights marked as external, and these weights; a protobuf is limited to 2 GiB."""
     held: dict[str, ir.TensorProtocol] = {}
     try:
         for name, value in model.graph.initializers.items():

@@ -31,13 +31,13 @@ PASSES = ("normalize", "fusions", "attention", "rows")
 
 _Shapes = dict[str, Shape]
 
-# Old ONNX Runtimes refuse newer files, and cannot say up to which they read.
+# Older versions of ONNX Runtime reject newer files, and do not report the latest version that they read.
 _IR_VERSION = 9
 _TOLERANCE = 1e-3
 
 
 class PassError(ExportError):
-    """A graph pass that does not fit a graph.
+    """A graph pass that failed, or changed the logits.
 
     Attributes:
         name: The pass, one of `PASSES`.
@@ -55,8 +55,8 @@ class ServingGraph:
     Attributes:
         model: The graph.
         inputs: Names of the encoder's inputs.
-        fusions: How often each fusion was made.
-        row_nodes: How many nodes run at the masks of each text only, and how many of them at mask rows alone.
+        fusions: Number of fusions by kind.
+        row_nodes: Number of nodes that run at the masks of each text only, and of those that run on one row per mask.
     """
 
     model: ir.Model
@@ -65,7 +65,7 @@ class ServingGraph:
     row_nodes: tuple[int, int]
 
     def details(self) -> dict[str, Any]:
-        """Return what was done to the graph, as JSON can hold it."""
+        """Return the details for the manifest."""
         return {"fusions": self.fusions, "nodes_at_masks": self.row_nodes[0], "nodes_at_rows": self.row_nodes[1]}
 
 
@@ -95,6 +95,7 @@ def build_serving_graph(
     for name, apply in zip(PASSES, steps, strict=True):
         if name in without:
             continue
+        # A pass modifies the graph in place: a copy is kept to return to if it does not fit.
         before = copy(build)
         before.model, before.fusions, before.shapes = copy_model(build.model), dict(build.fusions), dict(build.shapes)
         try:
@@ -111,7 +112,7 @@ def build_serving_graph(
 
 
 class _Build:
-    """A graph on its way from the exporter to serving, and what was done to it so far."""
+    """A graph between export and serving, with the passes applied so far."""
 
     def __init__(self, path: Path, vocabulary: int, batch: Batch) -> None:
         self.model = ir.load(path)
@@ -149,7 +150,7 @@ class _Build:
         normalize(self.model, self._inputs, self._token)
 
     def fuse(self) -> None:
-        """Put layer norms and GELUs together."""
+        """Fuse layer norms and GELUs."""
         self.model, self.fusions = fuse(self.model)
 
     def attend(self) -> None:
@@ -161,7 +162,7 @@ class _Build:
         common.RemoveUnusedNodesPass()(self.model)
 
     def move_rows(self) -> None:
-        """Add the serving head, and move its selections of rows up the graph."""
+        """Add the serving head, and move its row selections towards the inputs."""
         self._add_head(self._observed())
 
     def finish(self) -> ServingGraph:
@@ -182,13 +183,15 @@ class _Build:
         return int(self._batch.answers[0])
 
     def _observed(self) -> _Shapes:
-        """Return the shapes of the values of the graph as it is after the fusions, observed once."""
+        """Return the shapes of all values after the fusions; they are observed only once."""
         if not self.shapes:
             self.shapes = observe_shapes(self.model, self._inputs, self._token)
         return self.shapes
 
     def _add_head(self, movable: _Shapes) -> None:
         graph, vocabulary = self.model.graph, self._vocabulary
+        # Two selections: first the masks of each text with the batch axis kept, which attention needs, then the rows of
+        # all masks, without the slots that texts with fewer masks leave unused. The marker nodes are where each starts.
         by_text, by_row = add_serving_head(self.model, vocabulary)
         named = {each.name: each for each in graph.inputs}
         logits = ("B", "L", vocabulary)

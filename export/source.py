@@ -238,7 +238,8 @@ class OnnxFile:
         if logits.ndim != 3 or logits.shape[:2] != ids.shape or not np.issubdtype(logits.dtype, np.floating):
             raise ModelError(
                 f"{self._path} gives logits as {logits.dtype} {list(logits.shape)}, not as floats [2, 7, vocabulary], "
-                "so it is no masked language model; export one with its head (optimum-cli export onnx --task fill-mask)"
+                "so it is not a masked language model; export one with its head "
+                "(optimum-cli export onnx --task fill-mask)"
             )
         width = int(logits.shape[2])
         if width < len(self.tokenizer):

@@ -1,4 +1,4 @@
-"""Text that suits a model: what int8 is calibrated on and every export is compared on."""
+"""Selects text that suits a model, for the calibration of int8 and the comparison of every export."""
 
 import re
 from collections import Counter
@@ -34,12 +34,12 @@ class Texts:
     """Texts as token ids, without special tokens.
 
     Attributes:
-        name: What they are: `movie-reviews`, the name of a file, or `sampled from the model`.
-        seen: To calibrate on.
-        unseen: To measure on.
-        unknown: Share of tokens that the vocabulary does not know.
-        whole: Share of words that are one token, relative to what a vocabulary of this size made for this very text
-            would have; 1 where that is not asked.
+        name: `movie-reviews`, the name of a file, or `sampled from the model`.
+        seen: Text for calibration.
+        unseen: Text for measurement.
+        unknown: Share of unknown tokens.
+        whole: Share of words that are one token, relative to an ideal vocabulary of the same size for this text; 1 if
+            not computed.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Texts:
 
     @property
     def fit(self) -> bool:
-        """Whether the model's vocabulary is made for such text."""
+        """Whether the model's vocabulary suits the text."""
         return self.unknown <= _MOST_UNKNOWN and self.whole >= _LEAST_WHOLE
 
     @property
     def why_not(self) -> str:
-        """What shows that it is not, for a person."""
+        """The reason why it does not, for a message."""
         if self.unknown > _MOST_UNKNOWN:
             return f"{self.unknown:.0%} of the tokens of {self.name} are unknown to it"
         return f"it splits most words of {self.name} ({self.whole:.0%} of what its vocabulary could hold are whole)"
 
     def describe(self) -> str:
-        """Return what they are for a person."""
+        """Return a description for a message."""
         return (
             f"{self.name}: {len(self.seen)} texts to calibrate on and {len(self.unseen)} to measure on, "
             f"{self.unknown:.1%} unknown tokens"
@@ -69,28 +69,28 @@ class Texts:
 
 
 def own_texts(tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """Return the built-in reviews as the model reads them."""
+    """Return the built-in reviews as token ids of the model."""
     sentences = movie_reviews()[: _CALIBRATION + _HELD_OUT]
     return _texts("movie-reviews", tokenizer, sentences)
 
 
 def review_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return reviews that calibration never sees, to compare on."""
+    """Return reviews that are never used for calibration, for comparisons."""
     return [ids for ids in token_ids(tokenizer, movie_reviews("validation")) if ids]
 
 
 def random_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return texts of any tokens."""
+    """Return texts of random tokens."""
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
     random = np.random.default_rng(0)
     return [random.choice(ordinary, 16).tolist() for _ in range(200)]
 
 
 def read_texts(path: Path, tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """Return the lines of a file as the model reads them.
+    """Return the lines of a file as token ids of the model.
 
     Raises:
-        DataError: The file cannot be read, has too few lines, or the model knows few of its words.
+        DataError: The file cannot be read, has too few lines, or most of its tokens are unknown.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -123,9 +123,9 @@ def _texts(name: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[st
 
 
 def _whole_words(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> float:
-    """Return how many running words are one token, relative to the best vocabulary of this size for this text.
+    """Return the share of words that are one token, relative to an ideal vocabulary of this size for this text.
 
-    Of the words of a text, a vocabulary with room for n could hold the n most frequent ones whole.
+    The ideal vocabulary of size n contains the n most frequent words of the text.
     """
     counts = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
     words = list(counts)
@@ -140,22 +140,22 @@ def _whole_words(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -
 
 
 def sampled_texts(model: ir.Model, inputs: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> Texts:
-    """Let a model write text of its own: masks all over, and its own predictions drawn for them, a part at a time.
+    """Generate text with the model: start from masks only and fill them, a part per round, with sampled predictions.
 
-    Needs no data, and fits any vocabulary: proteins, code, another language.
+    This needs no data and suits any vocabulary: proteins, code, another language.
 
     Args:
         model: The serving graph.
         inputs: Names of the encoder's inputs.
         tokenizer: The model's tokenizer.
-        longest: Most tokens a text, without the special ones.
+        longest: Maximum number of tokens in a text, without special tokens.
     """
     session = open_model(model)
     random = np.random.default_rng(0)
     special = np.array(tokenizer.all_special_ids)
     texts: list[list[int]] = []
     for start in range(0, _SAMPLED, 20):
-        # Lengths as calibration has them, alike within a batch.
+        # Lengths similar to those of the reviews, equal within a batch.
         length = max(2, min(longest, _LONGEST_SAMPLED if start % 40 else _LONGEST_SAMPLED // 2))
         ids = np.full((20, length), tokenizer.mask_token_id)
         for turn in range(_ROUNDS):
@@ -179,7 +179,7 @@ def _with_holes(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.int64], hole
 
 
 def _draw(logits: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a token for each row from its softmax (Gumbel 1954: the largest logit with noise)."""
+    """Sample a token for each row from its softmax, with the Gumbel-max trick (Gumbel 1954)."""
     noise = -np.log(-np.log(random.random(logits.shape, np.float32) + 1e-12) + 1e-12)
     drawn: NDArray[np.int64] = (logits + noise).argmax(axis=1)
     return drawn

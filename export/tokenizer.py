@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint as `tokenizer.json` holds it, which is all that the run time reads."""
+"""Converts the tokenizer of a checkpoint to `tokenizer.json`, the only format that the run time reads."""
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import EsmTokenizer, PreTrainedTokenizerBase
@@ -12,10 +12,10 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Return a tokenizer without truncation and padding.
 
     Args:
-        tokenizer: As transformers loaded it.
+        tokenizer: The tokenizer as loaded by transformers.
 
     Raises:
-        ModelError: It runs Python of its own, which no `tokenizer.json` can hold.
+        ModelError: It runs its own Python code, which `tokenizer.json` cannot express.
     """
     kind = type(tokenizer).__name__
     if tokenizer.is_fast:
@@ -35,7 +35,7 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 def _residues(tokenizer: EsmTokenizer) -> Tokenizer:
-    """Every entry of ESM's vocabulary is cut out wherever it stands; what is left between spaces is unknown."""
+    """Return ESM's tokenizer: every vocabulary entry is matched anywhere, and the rest between spaces is unknown."""
     vocabulary = tokenizer.get_vocab()
     plain = Tokenizer(models.WordLevel(vocabulary, unk_token=tokenizer.unk_token))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,10 +1,10 @@
-"""Rounding weights to int8 so that no processor overflows.
+"""Rounds weights to int8 such that no processor overflows.
 
-Where a processor lacks a dot product for bytes (x86 without VNNI), ONNX Runtime adds the products of two adjacent
-input channels in 16 bits, saturating: an unsigned byte of up to 255 times w0 and w1 overflows once |w0 + w1| passes
-128. 7-bit weights avoid that at the price of half the resolution. Here only the sum over each such pair is limited:
-the scale of an output is as fine as its largest pair allows, which is near that of 8 bits, and one file
-gives the same integers on every processor (tests/runtime/test_emulated.py).
+On processors without an 8-bit dot product (x86 without VNNI), ONNX Runtime adds the products of two adjacent input
+channels in 16 bits with saturation. With activations of up to 255, the weights w0 and w1 of such a pair overflow once
+|w0 + w1| exceeds 128. 7-bit weights avoid this at half the resolution. Here, only the sum of each pair is limited: the
+scale of an output is as fine as its largest pair permits, which is close to 8 bits. One file then gives the same
+integers on every processor (tests/runtime/test_emulated.py).
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,11 @@ Pairs = NDArray[np.int64]
 
 
 def adjacent_pairs(channels: Sequence[int] | NDArray[np.int64]) -> Pairs:
-    """Return which channels share a 16-bit sum.
+    """Return the pairs of channels that share a 16-bit sum.
 
     Args:
-        channels: The channel that each row of a stored matrix belongs to, in the order of the rows.
+        channels: The channel of each row of the stored matrix, in the order of the rows; an outlier channel has
+            several rows.
     """
     rows = np.asarray(channels)
     whole = rows[: len(rows) // 2 * 2].reshape(-1, 2)
@@ -46,11 +47,11 @@ def column_scales(weights: NDArray[np.float32], pairs: Pairs) -> NDArray[np.floa
     Returns:
         [outputs].
     """
-    # Half a step is kept for rounding both up.
+    # Half a step remains for the case that both weights of a pair are rounded up.
     largest = np.abs(weights).max(axis=0) / _LARGEST
     for block in np.array_split(pairs, max(1, len(pairs) // 64)):
         sums = np.abs(weights[block[:, 0]] + weights[block[:, 1]]).max(axis=0, initial=0.0)
-        # Of two signs, no sum is larger than its larger part, which has been looked at.
+        # With different signs, a sum is no larger than its larger part, which the first limit already covers.
         largest = np.maximum(largest, sums / (_LARGEST_PAIR - 0.5))
     scales: NDArray[np.float32] = largest.astype(np.float32)
     scales[scales == 0] = 1.0
@@ -58,12 +59,12 @@ def column_scales(weights: NDArray[np.float32], pairs: Pairs) -> NDArray[np.floa
 
 
 def round_columns(weights: NDArray[np.float32], scales: NDArray[np.float32], pairs: Pairs) -> NDArray[np.int8]:
-    """Round each weight to the nearest step of its column, and keep the pairs within their limit.
+    """Round each weight to the nearest step of its column, within the limit of its pair.
 
     Args:
         weights: [inputs, outputs].
         scales: As `column_scales` gives them.
-        pairs: Of inputs; no input is in two of them.
+        pairs: Pairs of inputs; no input is in two of them.
     """
     rounded = np.clip(np.rint(weights / scales), -_LARGEST, _LARGEST).astype(np.int16)
     first, second = rounded[pairs[:, 0]], rounded[pairs[:, 1]]
@@ -74,10 +75,10 @@ def round_columns(weights: NDArray[np.float32], scales: NDArray[np.float32], pai
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """How the inputs of a layer go together.
+    """The correlations between the inputs of a layer, prepared for rounding.
 
     Attributes:
-        order: The inputs, largest first.
+        order: The inputs by decreasing magnitude.
         factor: Upper Cholesky factor of the inverse of their Gram matrix, in that order.
     """
 
@@ -94,7 +95,8 @@ def feedback_factor(gram: NDArray[np.float32]) -> Feedback:
     order = np.argsort(-np.diagonal(gram), kind="stable")
     damped = torch.from_numpy(gram[np.ix_(order, order)]).double()
     damped.diagonal().add_(_DAMPING * max(float(np.diagonal(gram).mean()), 1e-12))
-    # The upper factor of the inverse, without the inverse: turned around, it is that of the matrix turned around.
+    # The upper Cholesky factor of the inverse, without computing the inverse: reversing rows and columns turns it into
+    # the inverse of the lower factor of the reversed matrix.
     lower = torch.linalg.cholesky(damped.flip(0, 1))
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=lower.dtype), upper=False)
     return Feedback(order, inverse.flip(0, 1).float().numpy())
@@ -103,22 +105,24 @@ def feedback_factor(gram: NDArray[np.float32]) -> Feedback:
 def round_with_feedback(
     weights: NDArray[np.float32], scales: NDArray[np.float32], feedback: Feedback, pairs: Pairs
 ) -> NDArray[np.int8]:
-    """Round weights so that the layer's outputs, not the weights, stay close.
+    """Round weights to minimize the error of the layer's outputs rather than that of the weights.
 
-    Each input's rounding error is made up for by the inputs not yet rounded, as far as the calibration text
-    says that they go together (GPTQ: Frantar et al. 2023, https://arxiv.org/abs/2210.17323, algorithm 1).
+    The inputs that are not yet rounded compensate for the rounding error of each input, as far as they correlate with
+    it on the calibration text (GPTQ: Frantar et al. 2023, https://arxiv.org/abs/2210.17323, algorithm 1). Inputs with
+    large values are rounded first, while most of the others can still compensate.
 
     Args:
         weights: [inputs, outputs].
         scales: [outputs].
-        feedback: Of the calibration text.
-        pairs: Of inputs.
+        feedback: Correlations on the calibration text.
+        pairs: Pairs of inputs.
 
     Returns:
         int8, [inputs, outputs].
     """
     order, factor = feedback.order, feedback.factor
     count = len(order)
+    # The second input of a pair, in order of rounding, is limited by what the first one became.
     partners: list[list[int]] = [[] for _ in range(count)]
     place = np.empty(count, np.int64)
     place[order] = np.arange(count)
@@ -128,12 +132,13 @@ def round_with_feedback(
     left = weights[order] / scales
     rounded = np.empty(left.shape, np.float32)
     errors = np.empty((_BLOCK, left.shape[1]), np.float32)
+    # Within a block, errors are passed on row by row; beyond it once per block, as a matmul, which is much faster.
     for start in range(0, count, _BLOCK):
         end = min(start + _BLOCK, count)
         for row in range(start, end):
             steps = np.clip(np.rint(left[row]), -_LARGEST, _LARGEST)
             for partner in partners[row]:
-                # Only weights of one sign add up: the limit of the other sign is beyond what there is.
+                # Only weights of the same sign add up; the limit for the other sign has no effect.
                 held = rounded[partner]
                 steps = np.clip(steps, -_LARGEST_PAIR - np.minimum(held, 0), _LARGEST_PAIR - np.maximum(held, 0))
             rounded[row] = steps

@@ -1,4 +1,4 @@
-"""The scratch folder of an export, beside the place of its bundle."""
+"""The temporary folder of an export, next to its output."""
 
 import glob
 import shutil
@@ -19,14 +19,14 @@ _LOCK = "lock"
 
 @contextmanager
 def workplace(target: Path) -> Iterator[Path]:
-    """Give a scratch folder beside the target, gone afterwards whatever happens; sweep what a kill left."""
+    """Provide a temporary folder next to the target, removed in any case; also remove those of killed processes."""
     prefix = f".{target.name}.export-"
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
         if _abandoned(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    # Held as long as this process lives, and seen by others on the same disk, in other containers too.
+    # A lock, not a process id: it ends with this process and is visible to other containers on the same file system.
     lock = FileLock(work / _LOCK)
     try:
         with lock, writing(target):
@@ -36,11 +36,11 @@ def workplace(target: Path) -> Iterator[Path]:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Tell whether the process that made a scratch folder is gone."""
+    """Return whether the process that created a temporary folder has ended."""
     lock = folder / _LOCK
     try:
         if not lock.exists():
-            # A process that has just made it takes the lock next; what holds something without one is somebody else's.
+            # A new folder has no lock yet, hence the delay. A folder with files but no lock is not of an export.
             return not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > 60
         with FileLock(lock, timeout=0):
             return True

@@ -85,7 +85,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_length(name: str, text: str) -> None:
-    """Raise InputError if a part of an argument is too long to be tokenized."""
+    """Raise TextError if a part of an argument is too long to be tokenized."""
     if len(text) > MOST_CHARACTERS:
         raise TextError(
             name, f"has {len(text):,} characters, and may have at most {MOST_CHARACTERS:,}; shorten it: {shown(text)}"
@@ -93,7 +93,7 @@ def check_length(name: str, text: str) -> None:
 
 
 def check_copies(name: str, text: str, copies: int) -> None:
-    """Raise TextError where an answer, each of whose sequences holds the whole text, would not fit into memory."""
+    """Raise TextError if an answer, which contains the whole text once per sequence, would not fit in memory."""
     if copies * len(text) > _MOST_COPIED:
         raise TextError(
             name,

@@ -38,19 +38,19 @@ class InputError(MlmInferError, ValueError):
 
 
 class TextError(InputError):
-    """A text that cannot be used, among others perhaps.
+    """An invalid text, possibly one of several.
 
     Args:
         subject: Which text it is, such as `the text` or `text 3 of 5`.
         problem: What is wrong with it.
 
     Attributes:
-        subject: As given; the message is the two together.
+        subject: As given; the message consists of subject and problem.
         problem: As given.
     """
 
     def __init__(self, subject: str, problem: str) -> None:
-        # Both arguments go to the base, so that the error can be pickled.
+        # The base class needs both arguments so that the error can be pickled.
         super().__init__(subject, problem)
         self.subject, self.problem = subject, problem
 
@@ -58,7 +58,7 @@ class TextError(InputError):
         return " ".join(f"{self.subject} {self.problem}".splitlines())
 
     def named(self, subject: str) -> "TextError":
-        """Return the same error under another name for the text, such as a file and a line of it."""
+        """Return the same error with another name for the text, such as file and line."""
         return TextError(subject, self.problem)
 
 

@@ -82,7 +82,7 @@ class BundleDescription:
             ]
             for precision, model in self.models.items()
         ]
-        header = ["", "MB", "made for", "layers", "PyTorch's best token", "perplexity", "known answers"]
+        header = ["", "MB", "made for", "layers", "top-1 agreement", "perplexity", "known answers"]
         return "\n".join(
             [
                 f"{self.source}{revision}: {self.architecture}, {self.vocab_size:,} tokens, texts of up to "
@@ -161,5 +161,5 @@ def verify_bundle(folder: Path, *, torchscript: bool = False) -> Iterator[str]:
         foreign = model.overflows and not multiplies_bytes()
         open_named(folder, precision, self_test=not foreign).close()
         yield f"{precision}: " + (
-            f"opens; its answers can be checked on {model.cpu} only" if foreign else "opens, known answers come out"
+            f"opens; its answers can be checked on {model.cpu} only" if foreign else "opens, known answers reproduced"
         )

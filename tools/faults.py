@@ -346,7 +346,7 @@ def _plain(line: str, folder: Path) -> str:
     line = line.replace(f"{folder}/", "").replace(str(folder), ".")
     line = re.sub(r"\.export-\w+", ".export-N", line)
     line = re.sub(r"-[0-9a-f]{16}\b", "-HASH", line)
-    line = re.sub(r"(perplexity |best token )[+-]?\d+\.\d+%", r"\1N%", line)
+    line = re.sub(r"(perplexity |top-1 agreement )[+-]?\d+\.\d+%", r"\1N%", line)
     return re.sub(r"-\d+\.\d{4}", "-N", line)
 
 

@@ -1,4 +1,4 @@
-"""From documents to blocks of token ids, and from blocks to masks that are frozen once for evaluation."""
+"""Cuts documents into blocks of token ids, and draws fixed masks for evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ __all__ = ["Blocks", "MaskedBatch", "freeze_masks", "make_blocks", "mask_collato
 
 
 class Blocks(Dataset[dict[str, list[int]]]):
-    """Blocks of token ids that begin and end as a text does when the model serves.
+    """Blocks of token ids with the special tokens that a text has at inference.
 
     Args:
-        ids: Token ids, one block a list; only the last may be shorter than the others.
+        ids: Token ids, one list per block; only the last block may be shorter.
         special_ids: Ids that are never masked.
     """
 
@@ -35,7 +35,7 @@ class Blocks(Dataset[dict[str, list[int]]]):
         return {"input_ids": ids, "special_tokens_mask": [int(token in self._special_ids) for token in ids]}
 
     def sample(self, count: int | None, seed: int) -> "Blocks":
-        """Return at most `count` of the blocks, drawn without replacement and kept in order."""
+        """Return at most `count` blocks, drawn without replacement, in their original order."""
         if count is None or count >= len(self.ids):
             return self
         rows = np.sort(np.random.default_rng(seed).permutation(len(self.ids))[:count])
@@ -43,19 +43,19 @@ class Blocks(Dataset[dict[str, list[int]]]):
 
 
 def make_blocks(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Blocks:
-    """Tokenize documents whole, join them with the separator, and cut them into blocks.
+    """Tokenize documents, join them with the separator token, and cut the result into blocks.
 
     Args:
         documents: A data set with the column `text`.
-        tokenizer: Adds the special tokens that the model sees when it serves.
-        block_size: Tokens a block, special tokens included.
+        tokenizer: Adds the special tokens that the model sees at inference.
+        block_size: Tokens per block, special tokens included.
 
     Returns:
         The blocks; no token of the text is dropped.
 
     Raises:
-        InputError: The block leaves no room between the special tokens.
-        DataError: The text holds no token.
+        InputError: A block has no room besides its special tokens.
+        DataError: The text has no tokens.
     """
     begin, end = special_ends(tokenizer)
     room = block_size - len(begin) - len(end)
@@ -75,6 +75,7 @@ def make_blocks(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase,
 
 
 def _chunks(tokenized: datasets.Dataset, separator: int | None, room: int) -> Iterator[list[int]]:
+    # Tokens that do not fill a block start the next one, so none is dropped; only the very last block can be shorter.
     pending: list[int] = []
     for row in tokenized:
         if pending and separator is not None:
@@ -91,18 +92,18 @@ def _chunks(tokenized: datasets.Dataset, separator: int | None, room: int) -> It
 def mask_collator(
     tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int
 ) -> DataCollatorForLanguageModeling:
-    """Return the collator that pads and masks: 80 % mask, 10 % random token, 10 % kept."""
+    """Return the collator that pads and masks: 80 % masked, 10 % random token, 10 % unchanged."""
     return DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedBatch:
-    """One batch of a frozen evaluation.
+    """One evaluation batch with fixed masks.
 
     Attributes:
         input_ids: Token ids with the masks in place, [batch, length].
         attention_mask: 1 for a token, 0 for padding, [batch, length].
-        labels: The id to predict, -100 where nothing is, [batch, length].
+        labels: The id to predict, or -100 for positions without prediction, [batch, length].
     """
 
     input_ids: torch.Tensor
@@ -113,20 +114,20 @@ class MaskedBatch:
 def freeze_masks(
     blocks: Blocks, tokenizer: PreTrainedTokenizerBase, *, mlm_probability: float, batch_size: int, seed: int
 ) -> list[MaskedBatch]:
-    """Mask blocks once, so that every evaluation answers the same questions.
+    """Mask blocks once, so that all evaluations of a run predict the same tokens and are comparable.
 
     Args:
-        blocks: What to mask.
-        tokenizer: Gives the mask and the padding.
+        blocks: The blocks to mask.
+        tokenizer: Provides the mask and padding tokens.
         mlm_probability: Share of the tokens to predict.
-        batch_size: Blocks a batch.
+        batch_size: Blocks per batch.
         seed: Seed of the masks.
 
     Returns:
         The batches.
 
     Raises:
-        DataError: No token at all was chosen.
+        DataError: No token was selected.
     """
     collate = mask_collator(tokenizer, mlm_probability, seed)
     batches = []

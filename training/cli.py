@@ -1,4 +1,4 @@
-"""`mlm-train`: fine-tune a masked language model from a shell."""
+"""The command line of `mlm-train`."""
 
 import json
 import typing
@@ -18,7 +18,7 @@ _RECIPES = ", ".join(recipe_names())
 
 
 @click.command()
-@click.option("--recipe", help=f"Start from the values of a recipe ({_RECIPES}) or a .toml file; options override.")
+@click.option("--recipe", help=f"Defaults from a recipe ({_RECIPES}) or a .toml file; other options override them.")
 @click.option("--model", help="Hub id or folder of the checkpoint to start from.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
@@ -28,19 +28,19 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--data-revision", help="Branch, tag or commit of a Hub data set.")
 @click.option("--text-column", help="Column of the text; nested: answers.text.  [default: text]")
 @click.option("--train-split", help="Split to train on, as in train[:5000].  [default: train]")
-@click.option("--validation-data", help="Where validation text comes from, if not from --data.")
+@click.option("--validation-data", help="Source of the validation text, if not --data.")
 @click.option("--validation-split", help="Split to validate on.  [default: documents held out of training]")
 @click.option("--validation-fraction", type=float, help="Share of documents to hold out.  [default: 0.1]")
 @click.option("--max-train-blocks", type=int, help="Train on at most this many blocks, drawn at random.")
 @click.option("--max-validation-blocks", type=int, help="Validate on at most this many blocks.")
-@click.option("--block-size", type=int, help="Tokens a block.  [default: 128]")
+@click.option("--block-size", type=int, help="Tokens per block.  [default: 128]")
 @click.option("--mlm-probability", type=float, help="Share of tokens to predict.  [default: 0.15]")
 @click.option("--epochs", type=float, help="Passes over the data.  [default: 3]")
-@click.option("--batch-size", type=int, help="Blocks a step.  [default: 32]")
-@click.option("--gradient-accumulation-steps", type=int, help="Batches a weight update.  [default: 1]")
+@click.option("--batch-size", type=int, help="Blocks per step.  [default: 32]")
+@click.option("--gradient-accumulation-steps", type=int, help="Batches per weight update.  [default: 1]")
 @click.option("--learning-rate", type=float, help="Peak learning rate of AdamW.  [default: 5e-5]")
 @click.option("--weight-decay", type=float, help="[default: 0.01]")
-@click.option("--warmup-ratio", type=float, help="Share of steps the learning rate rises.  [default: 0]")
+@click.option("--warmup-ratio", type=float, help="Share of steps with rising learning rate.  [default: 0]")
 @click.option("--lr-scheduler", help="linear, cosine or another transformers schedule.  [default: linear]")
 @click.option("--dropout", type=float, help="Dropout while training.  [default: the checkpoint's]")
 @click.option("--precision", type=click.Choice(typing.get_args(Precision)), help="[default: auto]")
@@ -48,7 +48,7 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--push-to-hub", is_flag=True, default=None, help="Upload the result as the Trainer does.")
 @click.option("--hub-model-id", help="Repository to upload to.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
-@click.option("--resume", is_flag=True, help="Go on from the last finished epoch of an interrupted run.")
+@click.option("--resume", is_flag=True, help="Continue after the last finished epoch of an interrupted run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
@@ -62,7 +62,7 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     given = {name: value for name, value in values.items() if value is not None}
     settings = load_recipe(recipe) if recipe else {}
     if "data" in given:
-        # What says where in the recipe's own data to look means nothing in other data.
+        # These select a part of the recipe's own data and do not apply to other data.
         for name in ("data_config", "data_revision", "train_split", "validation_split"):
             settings.pop(name, None)
     settings |= given

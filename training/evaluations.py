@@ -10,7 +10,7 @@ __all__ = ["Recorder"]
 
 
 class Recorder(TrainerCallback):
-    """Turns the Trainer's log into evaluations, those of a resumed run's first part included."""
+    """Converts the Trainer's log to evaluations, including those before a run was resumed."""
 
     def __init__(self, on_evaluation: Callable[[Evaluation], None] | None) -> None:
         self.evaluations: list[Evaluation] = []

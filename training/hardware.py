@@ -1,4 +1,4 @@
-"""What the hardware computes in."""
+"""Selects the training precision for the hardware and the model."""
 
 import torch
 from transformers import PreTrainedModel
@@ -10,10 +10,10 @@ __all__ = ["choose_precision", "computes_in_half"]
 
 
 def choose_precision(asked: str) -> str:
-    """Return fp32, bf16 or fp16: what was asked for, or what the hardware computes in.
+    """Return fp32, bf16 or fp16: the requested precision, or for `auto` the one that suits the hardware.
 
     Raises:
-        InputError: fp16 was asked for without a CUDA device.
+        InputError: fp16 was requested without a CUDA device.
     """
     cuda = torch.cuda.is_available()
     if asked == "fp16" and not cuda:
@@ -22,12 +22,13 @@ def choose_precision(asked: str) -> str:
         return asked
     if cuda:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    # Without these instructions, bf16 on a CPU is emulated and slower than fp32.
     return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
 
 
 @torch.no_grad()
 def computes_in_half(model: PreTrainedModel) -> bool:
-    """Tell whether a model runs in mixed precision: DeBERTa's attention masks with a number that overflows there."""
+    """Return whether a model runs in mixed precision; DeBERTa's attention mask uses a constant that overflows in it."""
     training = model.training
     ids = torch.full((1, 8), model.config.vocab_size - 1, device=model.device)
     try:

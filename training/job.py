@@ -73,6 +73,7 @@ class TrainingJob:
         started = time.perf_counter()
         with writing(self._work):
             trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
+        # Training may end between two evaluations, for example with a fractional number of epochs.
         if recorder.evaluations[-1].step != trainer.state.global_step:
             trainer.evaluate()
         report = TrainReport(
@@ -135,7 +136,7 @@ class TrainingJob:
         if self._work.exists() and self._checkpoint is None:
             shutil.rmtree(self._work)
         self._work.mkdir(parents=True, exist_ok=True)
-        # Says whose folder this is, until the report itself does.
+        # Identifies the folder as this package's until the report is written.
         (self._work / REPORT).touch()
 
     def _make_trainer(
@@ -155,6 +156,7 @@ class TrainingJob:
             ),
             train_dataset=train,
             eval_dataset=validation,
+            # Training draws masks of its own, independent of those of the evaluation.
             data_collator=mask_collator(self._tokenizer, config.mlm_probability, config.seed + 1),
             processing_class=self._tokenizer,
             callbacks=[recorder],
@@ -170,7 +172,7 @@ class TrainingJob:
         with writing(self._work):
             trainer.save_model()
         save_curve(report, self._work / "training_curve.png")
-        (self._work / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+        (self._work / "training_args.bin").unlink(missing_ok=True)  # a pickle, which is not needed
         for leftover in self._work.glob("checkpoint-*"):
             shutil.rmtree(leftover)
         report.save(self._work)
@@ -181,7 +183,7 @@ class TrainingJob:
 def _arguments(
     config: TrainConfig, work: Path, precision: str, *, steps_an_epoch: int, evaluate_first: bool
 ) -> TrainingArguments:
-    # transformers leaves the precision of a run here, and would take it for the next run in this process.
+    # transformers stores the precision in this variable and would use it for the next run in this process.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if precision == "fp32" else precision
     updates = max(1, int(steps_an_epoch * config.epochs / config.gradient_accumulation_steps))
     return TrainingArguments(

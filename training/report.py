@@ -1,4 +1,4 @@
-"""What a fine-tuning run found: perplexity before, after every epoch and at the end."""
+"""The report of a fine-tuning run: perplexity before training, after every epoch and at the end."""
 
 import importlib.metadata
 import json
@@ -19,15 +19,15 @@ __all__ = ["Evaluation", "TrainReport", "describe_machine"]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One measurement on the frozen masks.
+    """One evaluation on the fixed masks.
 
     Attributes:
         when: `before`, `epoch 1` and so on, or `end`.
         epoch: Passes over the training blocks so far.
         step: Weight updates so far.
         loss: Mean negative log-likelihood over the masked tokens, in nats.
-        masked_tokens: How many tokens that is.
-        train_loss: Mean training loss since the evaluation before, None before training.
+        masked_tokens: Number of masked tokens.
+        train_loss: Mean training loss since the previous evaluation; None before training.
     """
 
     when: str
@@ -45,18 +45,18 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """The record of a run, as `training_report.json` holds it.
+    """The content of `training_report.json`.
 
     Attributes:
-        config: What the run was told.
-        evaluations: From before training to the end.
+        config: The configuration of the run.
+        evaluations: Evaluations from before training to the end.
         train_curve: Step and training loss at each logging step.
         train_blocks: Blocks trained on.
         validation_blocks: Blocks validated on.
-        precision: What was computed in: fp32, bf16 or fp16.
+        precision: Precision of the training: fp32, bf16 or fp16.
         seconds: Wall time of the training, evaluations included.
-        machine: Hardware, system and versions of the packages.
-        warnings: What a reader should know, such as a head that started from random weights.
+        machine: Hardware, operating system and package versions.
+        warnings: Warnings, for example about a head that started from random weights.
     """
 
     config: TrainConfig
@@ -71,22 +71,22 @@ class TrainReport:
 
     @property
     def perplexity_before(self) -> float:
-        """Perplexity of the checkpoint that the run started from."""
+        """Perplexity of the initial checkpoint."""
         return self.evaluations[0].perplexity
 
     @property
     def perplexity(self) -> float:
-        """Perplexity of the model that was saved."""
+        """Perplexity of the saved model."""
         return self.evaluations[-1].perplexity
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it."""
+        """Return the report as a dictionary that can be written as JSON."""
         evaluations = [asdict(each) | {"perplexity": each.perplexity} for each in self.evaluations]
         rest = asdict(self) | {"config": self.config.to_dict(), "evaluations": evaluations}
         return {"perplexity_before": self.perplexity_before, "perplexity": self.perplexity} | rest
 
     def save(self, folder: Path) -> None:
-        """Write `training_report.json`, which names the files that are in the folder by then."""
+        """Write `training_report.json`, which lists the files in the folder at this time."""
         files = sorted(path.name for path in folder.iterdir() if path.is_file())
         text = json.dumps(self.to_dict() | {"files": files}, indent=2, ensure_ascii=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ class TrainReport:
 
 
 def describe_machine(device: str) -> dict[str, str]:
-    """Return the hardware, the system and the versions that a figure depends on."""
+    """Return the hardware, operating system and package versions that the figures depend on."""
     packages = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy", "mlm-infer")
     return {
         "device": device,

@@ -22,25 +22,25 @@ def fine_tune(
 ) -> TrainReport:
     """Fine-tune a masked language model, and write the model, its tokenizer, a report and a curve.
 
-    Tokens are masked anew in every epoch for training and once for evaluation. The loss of a step is the
-    mean over its masked tokens; the head runs at those only, which changes nothing but the speed.
+    Training draws new masks in every epoch; evaluation uses masks that are drawn once. The loss of a step is the mean
+    over its masked tokens. The head runs at these positions only, which affects nothing but the speed.
 
     Args:
-        config: What to train, on what, and how.
-        overwrite: Replace an output folder that exists, once the new one is complete: an empty one, or one that holds
-            what this package wrote and nothing else, and lies apart from what is read.
-        resume: Go on from the last finished epoch of an interrupted run with the same configuration.
+        config: The configuration of the run.
+        overwrite: Replace an existing output folder once the new one is complete, provided that it is empty or contains
+            only files that this package wrote, and does not overlap with an input.
+        resume: Continue after the last finished epoch of an interrupted run with the same configuration.
         progress: Show progress bars on stderr.
         on_evaluation: Called after each evaluation, the one before training included.
 
     Returns:
-        The report; `config.output` holds it as `training_report.json`, with `training_curve.png` beside it.
+        The report, which is also written to `config.output` as `training_report.json`, with `training_curve.png`.
 
     Raises:
-        OutputExistsError: The output folder exists and `overwrite` is false, or it may not be replaced.
-        ModelError: The checkpoint is no usable masked language model.
-        DataError: The data cannot be read or holds too little text.
-        InputError: A value of the configuration does not fit this model or machine.
+        OutputExistsError: The output folder exists and `overwrite` is false, or it must not be replaced.
+        ModelError: The checkpoint is not a usable masked language model.
+        DataError: The data cannot be read or contains too little text.
+        InputError: A value of the configuration is invalid for this model or machine.
     """
     output = config.output.expanduser()
     sources = [each for each in (config.model, config.data, config.validation_data) if each is not None]

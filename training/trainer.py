@@ -1,4 +1,4 @@
-"""The transformers Trainer, with the head at masked positions and an exact evaluation."""
+"""The transformers Trainer, with the head at masked positions only and an exact evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ __all__ = ["MaskedLMTrainer", "QuietProgress", "evaluate_loss"]
 
 
 class QuietProgress(ProgressCallback):
-    """The Trainer's progress bar, with loss beside it rather than a dictionary a line on stdout."""
+    """The Trainer's progress bar, which shows the loss itself instead of printing a dictionary per line."""
 
     def on_log(
         self,
@@ -41,15 +41,15 @@ class QuietProgress(ProgressCallback):
 
 @torch.no_grad()
 def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tuple[float, int]:
-    """Measure a model on frozen masks, in fp32 and without dropout.
+    """Evaluate a model on fixed masks, in fp32 and without dropout.
 
     Args:
-        model: The model; left as it was.
-        batches: What `freeze_masks` gave.
+        model: The model; its mode is restored.
+        batches: Batches from `freeze_masks`.
 
     Returns:
-        The mean negative log-likelihood in nats over all masked tokens (not the mean of batch means, which
-        weighs tokens unequally), and how many tokens that is. Perplexity is its exponential.
+        The mean negative log-likelihood in nats over all masked tokens, and their number. Perplexity is the exponential
+        of the mean. A mean of batch means would weight tokens unequally.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -71,7 +71,7 @@ def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tup
 
 
 class MaskedLMTrainer(Trainer):
-    """A Trainer whose loss runs the head at masked positions, and whose evaluation uses frozen masks.
+    """A Trainer that computes the head at masked positions only and evaluates on fixed masks.
 
     Args:
         frozen: What to evaluate on.
@@ -84,7 +84,7 @@ class MaskedLMTrainer(Trainer):
         self.frozen = frozen
         self._warmup_ratio = warmup_ratio
         first = frozen[0]
-        # nn.DataParallel replicates the model, and a hook with one set of rows would serve them all.
+        # nn.DataParallel replicates the model with its hook, which would apply the same rows to every replica.
         self._fast = self.args.n_gpu <= 1 and rows_are_exact(
             self.model,
             first.input_ids[:2].to(self.args.device),
@@ -110,11 +110,13 @@ class MaskedLMTrainer(Trainer):
         rows = (labels != -100).nonzero().squeeze(1)
         with head_at_rows(self.accelerator.unwrap_model(model), rows):
             logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
+        # With gradient accumulation the Trainer passes the number of masked tokens in the whole update, so that every
+        # token has the same weight.
         count = num_items_in_batch if num_items_in_batch is not None else max(len(rows), 1)
         return cross_entropy(logits.float(), labels[rows], reduction="sum") / count
 
     def evaluate(self, *_args: Any, metric_key_prefix: str = "eval", **_rest: Any) -> dict[str, float]:
-        """Evaluate on the frozen masks; the Trainer's own mean of batch losses weighs tokens unequally."""
+        """Evaluate on the fixed masks; the Trainer's own mean of batch losses would weight tokens unequally."""
         loss, count = evaluate_loss(self.accelerator.unwrap_model(self.model), self.frozen)
         metrics = {
             f"{metric_key_prefix}_loss": loss,

@@ -12,12 +12,12 @@ __all__ = ["check_work", "last_checkpoint", "work_folder"]
 
 
 def work_folder(output: Path) -> Path:
-    """Return the folder that a run writes to until it is complete; an interrupted one resumes from it."""
+    """Return the temporary folder of a run, from which an interrupted run resumes."""
     return output.with_name(f".{output.name}.training")
 
 
 def check_work(work: Path, sources: Sequence[str]) -> None:
-    """Refuse a work folder that no run of this package left, or that holds what is read.
+    """Reject a temporary folder that this package did not create, or that contains an input.
 
     Raises:
         OutputExistsError: It is such a folder.
@@ -44,7 +44,7 @@ def last_checkpoint(work: Path) -> Path:
 
 
 def _complete(checkpoint: Path) -> bool:
-    """Tell whether a kill came after the checkpoint was written: the Trainer writes its state last."""
+    """Return whether a checkpoint is complete: the Trainer writes its state last, so a kill leaves it out."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,9 @@
-"""Which files an ONNX graph asks for, read off its bytes before ONNX Runtime opens them.
+"""Lists the external files of an ONNX graph from its bytes, before ONNX Runtime opens them.
 
-The run time does not import onnx, and hashes cannot confine a graph: who wrote the graph wrote them too. This
-follows the wire format of protocol buffers (https://protobuf.dev/programming-guides/encoding/) through the
-messages of ONNX (onnx.proto) that can hold a tensor, and refuses what it does not understand.
+Hashes do not confine a graph, because its author also wrote them; a graph could name any file on the machine as its
+weights. The run time does not depend on onnx, so this module parses the protocol-buffer wire format
+(https://protobuf.dev/programming-guides/encoding/) through the ONNX messages (onnx.proto) that can contain a tensor.
+It rejects anything that it does not understand.
 """
 
 import mmap
@@ -23,7 +24,7 @@ _HOLDS: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-"""Fields by number that lead to a tensor; an entry is a key (1) and a value (2) that say where its data lies."""
+"""Field numbers that lead to a tensor, by message. An entry is a key (1) and a value (2) of its external data."""
 
 _DEEPEST = 50
 
@@ -32,15 +33,16 @@ WEIGHTS_ENDINGS = ("_data", ".data")
 
 
 def external_files(graph: bytes | mmap.mmap) -> set[str]:
-    """Return the names of all files that the tensors of a graph lie in.
+    """Return the names of all external files that contain tensors of a graph.
 
     Args:
         graph: A serialized ModelProto.
 
     Raises:
-        BundleError: The bytes are no ONNX graph.
+        BundleError: The bytes are not an ONNX graph.
     """
     found: set[str] = set()
+    # A stack instead of recursion: the nesting depth is the author's choice. Memory views avoid copies.
     pending = [("model", memoryview(graph), 0)]
     while pending:
         message, data, depth = pending.pop()
@@ -57,13 +59,14 @@ def external_files(graph: bytes | mmap.mmap) -> set[str]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and bytes of each field that has a length; step over the others."""
+    """Yield the number and content of each length-delimited field; skip other fields."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
         number, kind = tag >> 3, tag & 7
         if not 0 < number < 2**29:
             raise BundleError("it is no ONNX graph")
+        # Wire types: 2 is length-delimited, 0 a varint, 1 and 5 are fixed widths of 8 and 4 bytes.
         if kind == 2:
             size, at = _varint(data, at)
             if size > len(data) - at:
@@ -81,7 +84,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte, the least first, and where it ends."""
+    """Return a varint (seven bits per byte, least significant first) and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -95,18 +98,18 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def check_graph(path: Path, weights: str | None) -> None:
-    """Refuse a graph that asks for any file but its weights.
+    """Reject a graph that refers to any file other than its weights.
 
     Args:
         path: The graph.
-        weights: Path or name of its weights file, which lies beside it; None if it holds them itself.
+        weights: Path or name of its weights file, in the same folder; None if the graph contains its weights.
 
     Raises:
-        BundleError: It asks for another file, or is no ONNX graph.
+        BundleError: It refers to another file, or is not an ONNX graph.
     """
     try:
         with path.open("rb") as stream:
-            # One that holds its weights itself may be large.
+            # Mapped, because a graph that contains its weights may be large.
             graph = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         strange = external_files(graph) - ({Path(weights).name} if weights is not None else set())
     except (BundleError, ValueError) as error:
@@ -116,4 +119,6 @@ def check_graph(path: Path, weights: str | None) -> None:
     if missing and not (path.parent / missing[0]).exists():
         raise BundleError(f"{path} keeps its weights in {missing[0]}, which is not beside it; copy it there")
     if strange:
-        raise BundleError(f"{path} asks for the file {min(strange)!r}, which it may not; export the model again")
+        raise BundleError(
+            f"{path} refers to the external file {min(strange)!r}, which is not allowed; export the model again"
+        )

@@ -1,4 +1,4 @@
-"""The folder that `mlm-export` writes and `MaskFiller` reads: its manifest, and the check of its files."""
+"""The bundle, which `mlm-export` writes and `MaskFiller` reads: its manifest and the verification of its files."""
 
 import hashlib
 import json
@@ -31,12 +31,12 @@ __all__ = [
 MANIFEST = "mlm_infer.json"
 TOKENIZER = "tokenizer.json"
 TORCHSCRIPT = "torchscript"
-"""Name among a bundle's models of the one that torch runs; the others are precisions that ONNX Runtime runs."""
+"""Name of the model for torch among a bundle's models; the other names are precisions, for ONNX Runtime."""
 
 SCHEMA = 2
 
 _LARGEST = {TOKENIZER: 256 << 20, ".onnx": 64 << 20}
-"""Bytes beyond which a file that is read into memory is refused, by name or ending; weights are mapped."""
+"""Maximum size in bytes of files that are read into memory, by name or suffix; weights are memory-mapped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,11 @@ class ModelFile:
     """One model of a bundle.
 
     Attributes:
-        file: File name of the graph in the bundle.
-        weights: File name of its weights, which ONNX Runtime maps into memory rather than copies; None for a
-            file that holds them itself.
-        cpu: Kind of processor that an int8 file of an older version was made for; None for a file that is right on
-            all, as every newer one is.
-        details: How it was made: passes, quantization, versions of the tools.
+        file: File name of the graph.
+        weights: File name of the weights, which ONNX Runtime memory-maps; None if the graph file contains them.
+        cpu: Type of processor that an int8 file of an older version was made for; None for a portable file, as every
+            newer one is.
+        details: How the model was made: passes, quantization, tool versions.
     """
 
     file: str
@@ -67,7 +66,7 @@ class ModelFile:
 
     @property
     def overflows(self) -> bool:
-        """Whether its products overflow where a processor cannot add up products of 8-bit bytes."""
+        """Whether its int8 matmuls overflow on processors without an 8-bit dot product."""
         return self.cpu in ("avx512_vnni", "arm64")
 
     @property
@@ -78,11 +77,11 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class KnownAnswer:
-    """One input, and what the model answered when it was exported.
+    """One input with the answer recorded at the export.
 
     Attributes:
         text: The input, with one or more masks.
-        ids: The best token ids for each mask.
+        ids: The top-k token ids for each mask.
         logprobs: Their log-probabilities.
     """
 
@@ -93,26 +92,26 @@ class KnownAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What `mlm_infer.json` says.
+    """The content of `mlm_infer.json`.
 
     Attributes:
-        source: Checkpoint that was exported: `model`, `revision` and `sha256` of its weights where known.
+        source: The exported checkpoint: `model`, `revision` and `sha256` of its weights, if known.
         architecture: `model_type` of the checkpoint, such as `bert`.
-        mask_token: The mask as the tokenizer writes it.
+        mask_token: The tokenizer's mask token.
         mask_id: Its id.
         pad_id: Id of the padding token.
         vocab_size: Width of the vocabulary head.
-        max_length: Most tokens a text may have, special tokens included.
-        clean_up_spaces: Whether decoding joins punctuation to the word before it, as the tokenizer asks.
+        max_length: Maximum number of tokens in a text, special tokens included.
+        clean_up_spaces: Whether decoding joins punctuation to the word before it, a setting of the tokenizer.
         inputs: Names of the encoder's inputs, among `input_ids`, `attention_mask`, `token_type_ids`.
         models: Model file by precision, `fp32`, `fp16` or `int8`, or `torchscript`, which is fp32.
-        parity: How far each precision is from PyTorch, as the export measured it.
+        parity: Difference of each precision from PyTorch, as measured by the export.
         files: Size and sha256 of every file but the manifest.
         created_with: Versions of the packages that made the bundle.
-        known_answers: By precision, inputs to replay and what they must give.
+        known_answers: By precision, inputs to replay with their expected answers.
         schema: Version of this layout.
-        mixes_padding: Whether padding changes this model's answers, as where it runs a convolution over a text:
-            only texts of one length then share a run.
+        mixes_padding: Whether padding changes the model's answers, for example through a convolution over the text. If
+            so, only texts of equal length share a batch.
     """
 
     source: dict[str, Any]
@@ -137,17 +136,18 @@ class Manifest:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
     def check_file(self, folder: Path, name: str) -> Path:
-        """Return a file's path after checking that it is the one the manifest names.
+        """Return a file's path after verifying its size and sha256.
 
         Args:
             folder: The bundle.
             name: File name in it.
 
         Raises:
-            BundleError: The file is missing, leads out of the folder, is too large, of another size, or differs.
+            BundleError: The file is missing, links out of the folder, is too large, or differs from the manifest.
         """
         path = confine(folder, name)
         stored = self.files[name]
+        # Sizes first: they are free, while hashing a large file takes time.
         size = path.stat().st_size
         if size != stored.bytes:
             raise BundleError(f"{path} has {size:,} bytes, the manifest says {stored.bytes:,}; copy or export it again")
@@ -160,30 +160,30 @@ class Manifest:
             raise BundleError(f"{path} cannot be read: {error.strerror}; copy or export it again") from error
         if found != stored.sha256:
             raise BundleError(
-                f"{path} is damaged or was changed: its sha256 is not the manifest's; copy or export it again"
+                f"{path} is damaged or was changed: its sha256 differs from the manifest; copy or export it again"
             )
         return path
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedManifest(Manifest):
-    """The manifest of a bundle whose files have all been hashed, which they are not again unless they changed.
+    """The manifest of a bundle whose files have all been verified; unchanged files are not hashed again.
 
     Attributes:
-        identities: What `identity` gave of each file before it was hashed.
+        identities: The `identity` of each file, taken before it was hashed.
     """
 
     identities: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def check_file(self, folder: Path, name: str) -> Path:
-        """Return a file's path after checking that it is the one that was hashed, or one like it."""
+        """Return a file's path after checking that it is the hashed one, or has the same content."""
         path = confine(folder, name)
         return path if identity(path) == self.identities[name] else Manifest.check_file(self, folder, name)
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignManifest(Manifest):
-    """What is known of a folder that `mlm-export` did not write. Nothing says what its files must hold."""
+    """Metadata of a folder that `mlm-export` did not write. There are no hashes to verify its files against."""
 
     def check_file(self, folder: Path, name: str) -> Path:
         """Return a file's path after checking that it is there and does not lead out of the folder."""
@@ -209,21 +209,21 @@ def check_all(folder: Path, manifest: Manifest) -> CheckedManifest:
 
 
 def identity(path: Path) -> tuple[int, ...]:
-    """Return what differs once a file is written to or another takes its place, as far as that is seen from outside."""
+    """Return values that change when a file is modified or replaced: device, inode, size and times."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextmanager
 def unchanged(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """Refuse files that change between their check and the end of their opening, which are both done by name.
+    """Reject files that change between their verification and the end of opening; both access them by name.
 
     Args:
         folder: The bundle.
-        names: Its files.
+        names: File names in it.
 
     Raises:
-        BundleError: One changed meanwhile, or is missing.
+        BundleError: A file has changed, or is missing.
     """
     before = {path: identity(path) for path in [confine(folder, name) for name in names]}
     yield
@@ -233,22 +233,23 @@ def unchanged(folder: Path, names: Iterable[str]) -> Iterator[None]:
 
 
 def confine(folder: Path, name: str) -> Path:
-    """Return a file's path after checking that it is in its folder, or in the store that a Hub cache links to.
+    """Return a file's path after checking that it is in its folder, or in the blob store of its Hub cache.
 
     Args:
         folder: The folder.
         name: Path of the file in it.
 
     Raises:
-        BundleError: The file is missing, or a link out of the folder.
+        BundleError: The file is missing, or links out of the folder.
     """
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path} is missing; export the model again, or copy the whole folder")
     real, home = path.resolve(), folder.resolve()
+    # A Hub cache keeps files in REPOSITORY/blobs and links to them from REPOSITORY/snapshots/COMMIT.
     stores = [each.parent / "blobs" for each in home.parents if each.name == "snapshots"]
     if not real.is_relative_to(home) and real.parent not in stores:
-        raise BundleError(f"{path} is a link to {real}, out of the bundle; copy the file itself there")
+        raise BundleError(f"{path} is a link to {real}, outside the bundle; replace the link by a copy of the file")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Reading `mlm_infer.json`: whatever it holds, the outcome is a valid manifest or one clear error."""
+"""Reads `mlm_infer.json`: any content gives either a valid manifest or one clear error."""
 
 import json
 import math
@@ -22,13 +22,13 @@ _LARGEST_VOCABULARY = 2**24
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a bundle.
+    """Read and validate the manifest of a bundle.
 
     Args:
         folder: The bundle.
 
     Raises:
-        BundleError: There is no bundle, its manifest cannot be read, or a newer version wrote it.
+        BundleError: The folder is not a bundle, its manifest cannot be read, or a newer version wrote it.
     """
     path = folder / MANIFEST
     try:
@@ -36,8 +36,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise BundleError(f"there is no folder {folder}; write one with: mlm-export MODEL {folder}")
         if not path.is_file():
             hint = f"mlm-export {folder} OUT" if (folder / "config.json").is_file() else f"mlm-export MODEL {folder}"
-            raise BundleError(f"{folder} is no bundle, it holds no {MANIFEST}; write one with: {hint}")
+            raise BundleError(f"{folder} is not a bundle: it contains no {MANIFEST}; write one with: {hint}")
         with path.open("rb") as stream:
+            # Bounded: the file may have any size.
             data = stream.read(_LARGEST + 1)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
@@ -45,7 +46,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path} has more than {_LARGEST:,} bytes, too many for a manifest; export the model again")
     try:
         values = json.loads(data)
-    # The reader of JSON goes as deep as the text does.
+    # The JSON parser recurses as deeply as the text is nested.
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error!s:.80}); export the model again") from error
     schema = values.get("schema") if isinstance(values, dict) else None
@@ -62,16 +63,16 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 added the known answers and what is said of padding."""
+    """Schema 2 added `known_answers` and `mixes_padding`."""
     return values | {"known_answers": {}, "mixes_padding": False}
 
 
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _upgrade_1}
-"""From each older schema to the one after it."""
+"""For each older schema, the upgrade to the next one."""
 
 
 class _FieldError(Exception):
-    """What is wrong with a field."""
+    """An invalid field."""
 
 
 def _check(ok: bool, name: str, value: object, wanted: str) -> None:
@@ -81,7 +82,7 @@ def _check(ok: bool, name: str, value: object, wanted: str) -> None:
 
 def _get(values: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
     value = values.get(name)
-    # True is an int to Python, and no number here.
+    # In Python, bool is a subclass of int.
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     _check(right, f"{where}{name}", value, f"of type {kind.__name__}")
     return value
@@ -95,7 +96,7 @@ def _number(values: Mapping[str, Any], name: str, low: int, high: int, where: st
 
 def _text(values: Mapping[str, Any], name: str, where: str = "") -> str:
     value: str = _get(values, name, str, where)
-    # Half a surrogate pair is a string to JSON, and text to nobody else.
+    # JSON strings may contain lone surrogates and control characters; neither is printable.
     _check(bool(value) and value.isprintable(), f"{where}{name}", value, "a printable text")
     return value
 

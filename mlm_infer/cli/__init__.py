@@ -1,1 +1,1 @@
-"""`mlm-fill`: the command, files in and files out."""
+"""The command `mlm-fill`, with file input and output."""

@@ -1,4 +1,4 @@
-"""The answers to texts that were read, each beside its text: what both outputs of `mlm-fill` are made of."""
+"""Pairs texts with their results, for both outputs of `mlm-fill`."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ __all__ = ["answer_texts"]
 def answer_texts(
     filler: MaskFiller, texts: Iterator[ReadText], options: FillKeywords
 ) -> Iterator[tuple[ReadText, FillResult | InputError]]:
-    """Yield each text with its result, or with its error, which names the place of the text in its file."""
+    """Yield each text with its result, or with its error, which names the text's position in its file."""
     pending: deque[ReadText] = deque()
 
     def remembered() -> Iterator[str]:
         for read in texts:
             pending.append(read)
-            # What could not be read keeps its place among the results as an empty text, which is an error as well.
+            # An unreadable line is passed on as an empty text, so that it keeps its place among the results.
             yield "" if read.wrong else read.text
 
     for result in filler.fill_stream(remembered(), on_error="return", **options):
@@ -30,7 +30,7 @@ def answer_texts(
         if read.wrong:
             yield read, InputError(read.wrong)
         elif isinstance(result, TextError):
-            # The stream counts its texts; a person counts the lines of a file.
+            # The stream numbers its texts; the user needs the line of the file.
             yield read, result.named(read.place or "the text")
         else:
             yield read, result

@@ -1,4 +1,4 @@
-"""`mlm-fill`: fill masks from a shell."""
+"""The command line of `mlm-fill`."""
 
 import json
 import sys
@@ -28,32 +28,36 @@ __all__ = ["main"]
 
 @click.command()
 @click.argument("texts", nargs=-1)
-@click.option("--model", "-m", help="Bundle, ONNX export, checkpoint or Hub id.  [default: the one shipped]")
+@click.option("--model", "-m", help="Bundle, ONNX export, checkpoint or Hub id.  [default: the model in the package]")
 @click.option(
     "--input",
     "-i",
     "paths",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="File of texts: a .csv, .jsonl or .parquet file with a column of them, any other with one a line.",
+    help="Input file: a column of a .csv, .jsonl or .parquet file, or the lines of any other file.",
 )
-@click.option("--column", default="text", show_default=True, help="Column of the texts in such a table.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to this .jsonl or .parquet file.")
-@click.option("--resume", is_flag=True, help="Go on with an --output that was stopped.")
+@click.option("--column", default="text", show_default=True, help="Column of the texts in a table.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Output file, .jsonl or .parquet.")
+@click.option("--resume", is_flag=True, help="Continue an --output that was interrupted.")
 @click.option("--top-k", "-k", default=5, show_default=True, help="Predictions per mask.")
-@click.option("--targets", "-t", multiple=True, help="Word to choose among; repeat it, or separate with commas.")
-@click.option("--allow", multiple=True, help="Word that may be given; repeat it, or separate with commas.")
-@click.option("--deny", multiple=True, help="Word that is never given; repeat it, or separate with commas.")
-@click.option("--words-only", is_flag=True, help="No special tokens, punctuation, numbers or parts of words.")
-@click.option("--pattern", help="Regular expression that a word has to match as a whole.")
-@click.option("--min-score", default=0.0, show_default=True, help="Least probability of a prediction.")
-@click.option("--renormalize", is_flag=True, help="Probabilities over what may be given.")
-@click.option("--long-text", default="error", show_default=True, help="error, or window: the surroundings of a mask.")
+@click.option(
+    "--targets", "-t", multiple=True, help="Predict only these words; repeat the option, or separate words with commas."
+)
+@click.option("--allow", multiple=True, help="Permitted words; repeat the option, or separate words with commas.")
+@click.option("--deny", multiple=True, help="Excluded words; repeat the option, or separate words with commas.")
+@click.option("--words-only", is_flag=True, help="Exclude special tokens, punctuation, numbers and parts of words.")
+@click.option("--pattern", help="Regular expression that must match the whole word.")
+@click.option("--min-score", default=0.0, show_default=True, help="Minimum probability of a prediction.")
+@click.option("--renormalize", is_flag=True, help="Normalize probabilities over the permitted words.")
+@click.option(
+    "--long-text", default="error", show_default=True, help="error, or window: predict from a window around the mask."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnx or torchscript.")
-@click.option("--threads", type=int, help="Threads of one run.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
+@click.option("--threads", type=int, help="Threads per run.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per text.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(
@@ -107,21 +111,21 @@ def main(
         _to_file(filler, texts, paths, column, output, resume, options)
         return
     lines = _lines(texts, paths, column)
-    # A bar is of use only to a person who does not see the answers scroll by.
+    # A progress bar is useful only if a person watches and the answers go elsewhere.
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()
     total = _count(texts, paths, column)
     bar: ProgressBar[int]
     with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
         for read, result in answer_texts(filler, lines, options):
             if isinstance(result, InputError):
-                # A wrong argument is wrong usage; a wrong line of a file is wrong data.
+                # An invalid argument is wrong usage (exit status 2), an invalid line of a file is not.
                 raise DataError(str(result)) if read.place else result
             click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else _for_people(result))
             bar.update(1)
 
 
 def _words(given: Sequence[str]) -> list[str] | None:
-    """Return what an option that is repeated, or separated with commas, names; None where it is not given."""
+    """Return the words of an option that is repeated or comma-separated; None if it is not given."""
     return [word for each in given for word in each.split(",")] or None
 
 
@@ -134,7 +138,7 @@ def _to_file(
     resume: bool,
     options: "FillKeywords",
 ) -> None:
-    """Fill a file of texts into another, with a bar and a rate for a person."""
+    """Fill a file of texts, writing an output file, with a progress bar and the throughput."""
     from .fill_file import fill_file
 
     if texts or len(paths) != 1:
@@ -152,14 +156,14 @@ def _to_file(
     except KeyboardInterrupt:
         click.echo("stopped; the same command with --resume goes on from here", err=True)
         sys.exit(1)
-    # What an earlier run did took time that is not known here.
+    # The time of an earlier run is not known, so a resumed run has no throughput.
     rate = "" if resume else f" ({done / (time.perf_counter() - started):.0f} a second)"
     errors = f", {wrong} of them with an error instead of predictions" if wrong else ""
     click.echo(f"written: {output}, {done} texts{errors}{rate}", err=True)
 
 
 def _lines(texts: Sequence[str], paths: Sequence[Path], column: str) -> Iterator[ReadText]:
-    """Yield arguments, and lines of what they name; blank lines are left out."""
+    """Yield the arguments, and the lines of standard input and files; blank lines are skipped."""
     for text in texts:
         if text == "-":
             yield from read_lines("standard input", sys.stdin)
@@ -170,7 +174,7 @@ def _lines(texts: Sequence[str], paths: Sequence[Path], column: str) -> Iterator
 
 
 def _count(texts: Sequence[str], paths: Sequence[Path], column: str) -> int | None:
-    """Return how many texts there are, or None where some can be read only once."""
+    """Return the number of texts, or None if an input can be read only once."""
     if "-" in texts or any(path.exists() and not path.is_file() for path in paths):
         return None
     return len(texts) + sum(1 for path in paths for _ in read_texts(path, column))

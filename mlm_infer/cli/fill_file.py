@@ -1,4 +1,4 @@
-"""A file of texts in, a file of results out: in order, in bounded memory, and to be taken up again where it stopped."""
+"""Fills a file of texts into a file of results: in order, in bounded memory, and resumable after an interruption."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -30,28 +30,28 @@ def fill_file(
     resume: bool,
     on_text: Callable[[int], None],
 ) -> tuple[int, int]:
-    """Fill the masks of all texts of a file, a row of the output for each.
+    """Fill the masks of all texts of a file, and write one row per text.
 
-    Rows are written beside the output, to `OUTPUT.part`, which takes its place when the last is there. A text that
-    cannot be filled, or a line that is too long to be read, gives a row with its `error`.
+    Rows are written to `OUTPUT.part`, which is renamed after the last one. A text that cannot be filled, or a line that
+    is too long to be read, gives a row with an `error`.
 
     Args:
-        filler: What answers.
+        filler: The filler to use.
         source: As for `read_texts`.
-        output: A file that ends in .jsonl or .parquet.
+        output: A .jsonl or .parquet file.
         column: Column of the text.
         options: Keyword arguments for `MaskFiller.fill_stream`.
-        resume: Go on after the last whole row of an `OUTPUT.part` of the same model and options, if its rows are of
-            the texts with which the input begins.
-        on_text: Called with the number of texts done, as they are done.
+        resume: Continue after the last complete row of an `OUTPUT.part` of the same model and options, if its rows
+            belong to the first texts of the input.
+        on_text: Called with the number of newly finished texts.
 
     Returns:
-        How many texts there were, and how many of them could not be filled.
+        The number of texts, and how many of them could not be filled.
 
     Raises:
-        OutputExistsError: The output is there, another process writes it, or a file that is not of such a run stands
-            where one would be written.
-        InputError: The output's name ends otherwise, or what is there to resume belongs to something else.
+        OutputExistsError: The output exists, another process writes it, or another program's file is in the place of a
+            temporary file.
+        InputError: The output has another suffix, or the rows to resume belong to another run.
         DataError: The file cannot be read.
     """
     kind = output.suffix.lower()
@@ -71,7 +71,7 @@ def fill_file(
         if job.part.exists() or not job.table.exists():
             _write_rows(filler, texts, job, options, on_text)
             _to_parquet(parquet, job.part, job.table)
-            # From here on the table is whole, and is all that a resumed run needs.
+            # The absence of the part marks the table as complete: a run that is resumed from here only renames it.
             job.part.unlink()
         job.check_free()
         job.table.replace(output)
@@ -85,7 +85,7 @@ def _write_rows(
     options: FillKeywords,
     on_text: Callable[[int], None],
 ) -> tuple[int, int]:
-    """Write the rows that are not there yet; return how many there are, and how many are errors."""
+    """Write the missing rows; return the total number of rows, and how many are errors."""
     done, wrong = _take_up(job.part, texts) if job.part.exists() else (0, 0)
     on_text(done)
     number = 0
@@ -105,12 +105,12 @@ def _write_rows(
 
 def _to_line(row: Mapping[str, Any]) -> str:
     line = json.dumps(row, ensure_ascii=False)
-    # Half a surrogate pair, which JSON may hold, is written as JSON writes it.
+    # A lone surrogate cannot be encoded as UTF-8, so such a line is written with JSON escapes.
     return (line if is_text(line) else json.dumps(row)) + "\n"
 
 
 def _identity(filler: MaskFiller, column: str, options: FillKeywords) -> dict[str, Any]:
-    """Return what must be the same for a run to be taken up, besides the texts that are done."""
+    """Return what must be unchanged for a run to be resumed, apart from the finished texts."""
     return {
         "column": column,
         "model": {name: each.sha256 for name, each in sorted(filler.model.manifest.files.items())},
@@ -120,13 +120,13 @@ def _identity(filler: MaskFiller, column: str, options: FillKeywords) -> dict[st
 
 
 def _take_up(part: Path, texts: Iterator[ReadText]) -> tuple[int, int]:
-    """Go past the texts that have a row, and cut off a row that a kill left half-written.
+    """Skip the texts that have a row, and truncate a row that a kill left incomplete.
 
     Returns:
-        How many rows are whole, and how many of them are errors.
+        The number of complete rows, and how many of them are errors.
 
     Raises:
-        InputError: A row is of another text than the input has there.
+        InputError: A row belongs to a different text than the input has at this place.
     """
     whole = rows = wrong = 0
     with part.open("rb+") as stream:
@@ -153,7 +153,7 @@ def _take_up(part: Path, texts: Iterator[ReadText]) -> tuple[int, int]:
 
 
 def _count(output: Path, parquet: Any) -> tuple[int, int]:
-    """Return how many rows a finished output has, and how many are errors."""
+    """Return the number of rows of a finished output, and how many are errors."""
     if parquet is None:
         with output.open("rb") as rows:
             errors = ["error" in json.loads(row) for row in rows]
@@ -164,7 +164,7 @@ def _count(output: Path, parquet: Any) -> tuple[int, int]:
 
 
 def _to_parquet(parquet: Any, part: Path, table: Path) -> None:
-    """Turn rows of JSON into a parquet file, a batch at a time."""
+    """Convert JSON rows to a parquet file, in batches."""
     import pyarrow
 
     prediction = pyarrow.struct(
@@ -194,7 +194,7 @@ def _to_parquet(parquet: Any, part: Path, table: Path) -> None:
 
 
 def _to_utf8(row: dict[str, Any]) -> dict[str, Any]:
-    """Write half a surrogate pair as its number: parquet holds UTF-8 alone. Only an error's row can have one."""
+    """Escape lone surrogates, since parquet stores UTF-8; only rows with errors can contain them."""
     if "error" not in row:
         return row
     return {name: text.encode(errors="backslashreplace").decode() for name, text in row.items()}

@@ -1,4 +1,4 @@
-"""The files beside an output while it is being written: whose they are, and that one process at a time writes them."""
+"""The temporary files of an output: identification of their run, and a lock so that one process writes them."""
 
 import hashlib
 import json
@@ -28,45 +28,45 @@ _OURS = re.compile(rb'\{"mlm-fill": "[0-9a-f]{64}"\}')
 
 @dataclass(frozen=True, slots=True)
 class FillJob:
-    """One run that writes an output, over as many processes as it takes.
+    """One run that writes an output, possibly over several resumed processes.
 
     Attributes:
-        output: The file that is asked for.
+        output: The output file.
     """
 
     output: Path
 
     @property
     def part(self) -> Path:
-        """The rows, as they are done."""
+        """The finished rows."""
         return self.output.with_name(f"{self.output.name}.part")
 
     @property
     def table(self) -> Path:
-        """The rows as parquet; whole where the part is gone."""
+        """The rows as parquet; complete once `part` is gone."""
         return self.output.with_name(f"{self.output.name}.part.parquet")
 
     @property
     def record(self) -> Path:
-        """Says that the others are of such a run, and of which; locked while a process writes them."""
+        """Identifies the run that the other files belong to; locked while a process writes them."""
         return self.output.with_name(f"{self.output.name}.job.json")
 
     @contextmanager
     def held(self, identity: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
-        """Keep others from the output while rows are written; the record goes when all are.
+        """Lock the output while rows are written; the record is removed at the end.
 
         Args:
-            identity: What must be the same for a run to be taken up.
-            resume: Take up what is there.
+            identity: What must be unchanged for a run to be resumed.
+            resume: Continue an earlier run.
 
         Raises:
-            OutputExistsError: Another process writes the output, or a file is there that may not be replaced.
-            InputError: What is there to take up is of another identity.
+            OutputExistsError: Another process writes the output, or an existing file must not be replaced.
+            InputError: The earlier run has another identity.
         """
         self._check(known=self.record.exists(), resume=resume)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         mine = json.dumps({"mlm-fill": digest}).encode()
-        # Whether it is somebody's own is seen before a byte is written.
+        # Opened for appending: a file that is not ours must stay unchanged, and its content is checked under the lock.
         with self.record.open("a+b") as stream:
             if not self._lock(stream):
                 raise OutputExistsError(f"another mlm-fill is writing {self.output}; wait for it, or name another file")
@@ -82,18 +82,18 @@ class FillJob:
                 stream.write(mine)
                 stream.flush()
             yield
-        # Closed first: Windows removes no open file.
+        # Windows cannot remove an open file.
         self.record.unlink()
 
     def check_free(self) -> None:
-        """Raise OutputExistsError where somebody put the output there meanwhile."""
+        """Raise OutputExistsError if another process created the output meanwhile."""
         if self.output.exists():
             raise OutputExistsError(f"{self.output} was written meanwhile; move it away, then go on with --resume")
 
     def _check(self, *, known: bool, resume: bool) -> None:
-        """Refuse what is there, unless a run of which there is a record is to be taken up."""
+        """Reject existing files, unless they belong to a recorded run that is to be resumed."""
         rows = [path for path in (self.part, self.table) if path.exists()]
-        # With nothing but the output, all that a kill left undone is to remove the record.
+        # Output and record without rows: a kill came between the rename and the removal of the record.
         if self.output.exists() and (rows or not (known and resume)):
             raise OutputExistsError(f"{self.output} exists; name another file, or remove it")
         if rows and not known:
@@ -102,7 +102,7 @@ class FillJob:
             raise OutputExistsError(f"{rows[0]} was left by a run that stopped; go on with --resume, or remove it")
 
     def _lock(self, stream: BinaryIO) -> bool:
-        """Take the lock, which goes with the process; tell whether nobody else has it, or has just removed the file."""
+        """Try to take the lock, which ends with the process; return whether it was free and the file still exists."""
         stream.seek(0)
         try:
             if sys.platform == "win32":
@@ -113,4 +113,5 @@ class FillJob:
             return False
         except OSError as error:  # some network file systems have no locks
             logger.warning("%s cannot be locked (%s): see that no second run writes it", self.record, error.strerror)
+        # The process that had the lock may have removed the file after this one opened it; then the lock is worthless.
         return self.record.exists() and os.path.samestat(self.record.stat(), os.fstat(stream.fileno()))

@@ -1,4 +1,4 @@
-"""Texts from files of any size and any length of line, one at a time: lines, or a column of a table."""
+"""Reads texts one at a time from files of any size and line length: lines, or a column of a table."""
 
 import csv
 import json
@@ -11,21 +11,21 @@ from mlm_infer.errors import DataError, DependencyError, first_line
 __all__ = ["ReadText", "pyarrow_parquet", "read_lines", "read_texts"]
 
 _LONGEST_LINE = 1 << 23
-"""Characters of a line that are taken into memory: a text may have a million, and JSON may write six for each."""
+"""Maximum characters of a line in memory: a text may have a million, and JSON escapes take six for each."""
 
 _KEPT = 1000
-"""Characters of a longer line that are shown."""
+"""Characters of a longer line that the output keeps."""
 
 _ROWS = 64
 
 
 class ReadText(NamedTuple):
-    """A text and where it stands.
+    """A text and its position.
 
     Attributes:
         place: File and line, or row; empty for an argument of a command.
-        text: The text, or the beginning of a line that is too long to be read.
-        wrong: Why it cannot be read; empty for a text.
+        text: The text, or the beginning of a line that is too long.
+        wrong: Why it cannot be read; empty for a readable text.
     """
 
     place: str
@@ -34,15 +34,15 @@ class ReadText(NamedTuple):
 
 
 def read_texts(path: Path, column: str) -> Iterator[ReadText]:
-    """Yield the texts of a file; blank ones are left out.
+    """Yield the texts of a file; blank texts are skipped.
 
     Args:
-        path: A file that ends in .csv, .jsonl or .parquet, in capitals or not, or any other with one text a line; a
-            pipe too, but for .parquet.
-        column: Column, or key, of the text in the first three.
+        path: A .csv, .jsonl or .parquet file (suffix in any case), or any other file with one text per line; except
+            for .parquet, it may be a pipe.
+        column: Column, or key, of the text in a table.
 
     Raises:
-        DataError: The file is missing, is not what its name says, or lacks the column.
+        DataError: The file is missing, does not match its suffix, or lacks the column.
         DependencyError: A parquet file, and pyarrow is not installed.
     """
     if path.is_dir():
@@ -56,7 +56,7 @@ def read_texts(path: Path, column: str) -> Iterator[ReadText]:
 
 
 def _read_open(path: Path, kind: str, column: str) -> Iterator[ReadText]:
-    # The csv module wants line breaks as they are.
+    # The csv module requires unmodified line breaks.
     with path.open(encoding="utf-8", newline="" if kind == ".csv" else None) as stream:
         if kind == ".csv":
             yield from _csv(path, stream, column)
@@ -67,11 +67,11 @@ def _read_open(path: Path, kind: str, column: str) -> Iterator[ReadText]:
 
 
 def read_lines(name: str, stream: TextIO) -> Iterator[ReadText]:
-    """Yield the lines of a stream that are not blank, without their ends; of one that is too long, the beginning.
+    """Yield the non-blank lines of a stream without line breaks; of a line that is too long, the beginning.
 
     Args:
-        name: What to call the stream.
-        stream: What is read.
+        name: Name of the stream in messages.
+        stream: The stream.
 
     Raises:
         DataError: It is not UTF-8.
@@ -82,7 +82,7 @@ def read_lines(name: str, stream: TextIO) -> Iterator[ReadText]:
 
 
 def _lines(name: str, stream: TextIO) -> Iterator[ReadText]:
-    """Yield every line with its end, of one that is too long the beginning, without a byte-order mark."""
+    """Yield every line with its line break and without a byte-order mark; of a long line, the beginning."""
     number = 0
     try:
         while line := stream.readline(_LONGEST_LINE):
@@ -93,6 +93,7 @@ def _lines(name: str, stream: TextIO) -> Iterator[ReadText]:
             if len(line) < _LONGEST_LINE or line.endswith(("\n", "\r")):
                 yield ReadText(place, line or "\n")
                 continue
+            # Skip the rest of the line in small blocks.
             rest = line
             while rest and not rest.endswith(("\n", "\r")):
                 rest = stream.readline(1 << 16)
@@ -119,7 +120,7 @@ def _csv(path: Path, stream: TextIO, column: str) -> Iterator[ReadText]:
 def _csv_lines(path: Path, stream: TextIO) -> Iterator[str]:
     for each in _lines(str(path), stream):
         if each.wrong:
-            # Whether a quotation goes on after it, and so where the next row begins, nobody knows.
+            # A quoted field may continue after this line, so the start of the next row is unknown.
             raise DataError(each.wrong)
         yield each.text
 

@@ -1,4 +1,4 @@
-"""Bundles made on first use: exported once, and kept by content in the user's cache folder."""
+"""Bundles made on first use: exported once and cached by content in the user's cache folder."""
 
 import hashlib
 import importlib.metadata
@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "filelock")
 
 
 def cache_folder() -> Path:
-    """Return where bundles made on first use are kept: `MLM_INFER_CACHE`, or mlm-infer in the user's cache folder."""
+    """Return the folder of bundles made on first use: `MLM_INFER_CACHE`, or mlm-infer in the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -35,23 +35,23 @@ def cache_folder() -> Path:
 
 
 def can_export() -> bool:
-    """Tell whether what the extra [export] installs is there, without importing it."""
+    """Return whether the packages of the extra [export] are installed, without importing them."""
     return all(importlib.util.find_spec(name) is not None for name in _PACKAGES)
 
 
 def export_once(model: Path, files: Iterable[Path], arguments: Mapping[str, Sequence[str]]) -> tuple[Path, Manifest]:
     """Return the bundle that `mlm-export` makes of a model, from the cache if the same files were exported before.
 
-    The export runs in a process of its own, so that torch is never loaded into this one; its steps are shown on
-    stderr. A second process that wants the same bundle waits for the first.
+    The export runs in a separate process, so that torch is never loaded into this one, and reports its steps on
+    stderr. A second process that needs the same bundle waits for the first.
 
     Args:
-        model: What to export: a folder or an ONNX file.
-        files: All that the bundle depends on.
-        arguments: Of `export_bundle`, besides model and output.
+        model: The folder or ONNX file to export.
+        files: All files that the bundle depends on.
+        arguments: Arguments of `export_bundle`, other than model and output.
 
     Returns:
-        The bundle, all of whose files have been checked, and its manifest.
+        The bundle and its manifest; all files have been verified.
 
     Raises:
         BundleError: The cache folder cannot be written, or others can write to it.
@@ -63,7 +63,7 @@ def export_once(model: Path, files: Iterable[Path], arguments: Mapping[str, Sequ
         manifest = _read(entry)
         if manifest is None:
             with _alone(entry, model):
-                # Another process may have made it meanwhile.
+                # Another process may have made it while this one waited for the lock.
                 manifest = _read(entry) or _make(model, entry, arguments)
     except OSError as error:
         raise BundleError(
@@ -75,7 +75,9 @@ def export_once(model: Path, files: Iterable[Path], arguments: Mapping[str, Sequ
 
 @contextmanager
 def _alone(entry: Path, model: Path) -> Iterator[None]:
-    """Hold the lock of an entry."""
+    """Hold the lock of an entry, waiting for another process that has it."""
+    # A lock per entry: different models may be exported at the same time. The operating system releases the lock of a
+    # killed process. The lock is outside the entry, which may be removed and made again.
     from filelock import FileLock, Timeout
 
     lock = FileLock(entry.parent / f".{entry.name}.lock")
@@ -133,7 +135,7 @@ def _say(text: str) -> None:
 
 
 def _name(model: Path) -> str:
-    """Return what a person calls the model; the commit of a Hub snapshot tells nobody anything."""
+    """Return a readable name of the model: for a Hub snapshot the repository instead of the commit."""
     folder = model.resolve() if model.is_dir() else model.resolve().parent
     while folder.name == "onnx":
         folder = folder.parent
@@ -153,10 +155,10 @@ def _key(files: Iterable[Path], arguments: Mapping[str, Sequence[str]]) -> str:
 
 
 def _read(entry: Path) -> Manifest | None:
-    """Return the manifest of an entry that is there with all its files; one that was damaged is made again.
+    """Return the manifest of a complete and undamaged entry, or None if it has to be made (again).
 
     Raises:
-        BundleError: Another user could have put it there.
+        BundleError: Another user could have written the entry.
     """
     _check_owner(entry.parent)
     if not entry.is_dir():
@@ -175,6 +177,6 @@ def _check_owner(folder: Path) -> None:
     ):
         return
     raise BundleError(
-        f"{folder} is another user's, or everybody can write to it, so a model in it may be anybody's: make it yours "
-        f"alone (chmod 700), or set {CACHE_VARIABLE} to another folder"
+        f"{folder} belongs to another user, or everybody can write to it, so its models cannot be trusted: make it "
+        f"private (chmod 700), or set {CACHE_VARIABLE} to another folder"
     )

@@ -1,4 +1,4 @@
-"""What a model's name stands for: a bundle, a third-party ONNX file, a checkpoint, or a Hub id of any of these."""
+"""Resolves a model's name: a bundle, a third-party ONNX file, a checkpoint, or a Hub id of any of these."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT_SETTINGS = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _SAFE_WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
-"""Where one of these is there, transformers loads no others."""
+"""If one of these exists, transformers loads no other weights."""
 
 
 def shipped_model() -> Path:
@@ -44,21 +44,21 @@ def locate(
 ) -> tuple[Path, Manifest]:
     """Return the folder that a model runs from, and its manifest.
 
-    Of what a folder or repository holds, a bundle comes first, then a plain ONNX export, then a checkpoint. The
-    latter two are turned into bundles in the cache folder where the extra [export] is installed; without it a plain
-    export runs as it is.
+    In a folder or repository, a bundle takes precedence over a plain ONNX export, and that over a checkpoint. With the
+    extra [export] installed, the latter two are converted to bundles in the cache folder; without it, a plain export
+    runs as it is.
 
     Args:
         model: Folder, ONNX file or Hub id.
-        precision: As `MaskFiller` takes it: which ONNX file is meant, and what a checkpoint is exported to.
-        backend: As `MaskFiller` takes it.
+        precision: As for `MaskFiller`: selects the ONNX file, and the precision that a checkpoint is exported to.
+        backend: As for `MaskFiller`.
         revision: Branch, tag or commit on the Hub.
-        local_files_only: Ask the Hub for nothing.
+        local_files_only: Do not contact the Hub.
 
     Raises:
-        InputError: The name is none, or a local model is given a revision.
-        BundleError: There is no such model, a file of it is missing or broken, or the cache cannot be written.
-        ModelError: It is no masked language model.
+        InputError: The name is invalid, or a local model is given a revision.
+        BundleError: The model does not exist, a file is missing or invalid, or the cache cannot be written.
+        ModelError: It is not a masked language model.
         DependencyError: It is a checkpoint, and [export] is not installed.
         ExportError: It cannot be exported.
     """
@@ -69,6 +69,7 @@ def locate(
         raise InputError(f"precision is {precision!r}; it must be 'auto' or one of {', '.join(PRECISIONS)}")
     if not isinstance(local_files_only, bool):
         raise InputError(f"local_files_only is {local_files_only!r}; it must be True or False")
+    # A local path takes precedence over a Hub id of the same name, as in transformers.
     if path.exists() or not isinstance(model, str) or not is_hub_id(model):
         if revision is not None:
             raise InputError(f"revision is {revision!r}, but {path} is no model of the Hub; leave it out")
@@ -105,7 +106,7 @@ def _path(model: str | PathLike[str]) -> Path:
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the files of a folder and of its folder `onnx`, as paths in it."""
+    """Return the files of a folder and of its sub-folder `onnx`, as relative paths."""
     found = [*folder.glob("*"), *folder.glob("onnx/*")] if folder.is_dir() else []
     return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
 
@@ -115,7 +116,7 @@ def _match(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 
 def _files_of_export(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Return all that the export of a checkpoint may read: which of several weights, transformers decides."""
+    """Return all files that the export of a checkpoint may read; transformers decides which weights it loads."""
     names = sorted(names)
     found = {*_match(names, _CHECKPOINT_SETTINGS), *_match(names, _WEIGHTS)}
     for name in names:
@@ -125,7 +126,7 @@ def _files_of_export(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _named_weights(settings: Path) -> list[str]:
-    """Return the weights that settings name; what is wrong with them, the export says."""
+    """Return the weight files that a settings file names; the export reports invalid settings."""
     try:
         values = json.loads(settings.read_bytes())
         named = [*values.get("weight_map", {}).values(), values.get("transformers_weights")]
@@ -135,7 +136,7 @@ def _named_weights(settings: Path) -> list[str]:
 
 
 def _needed(names: Iterable[str], precision: str) -> list[str]:
-    """Return what to download of a repository that holds these files."""
+    """Return which files of a repository to download."""
     names = list(names)
     if MANIFEST in names:
         return _match(names, [MANIFEST, TOKENIZER, "model.*"])
@@ -157,7 +158,7 @@ def _choose(exports: dict[str, str], precision: str, folder: Path) -> str:
 
 
 def _from_onnx(path: Path, precision: str) -> tuple[Path, Manifest]:
-    """Return a bundle made of a plain export, or the plain export itself where none can be made."""
+    """Return a bundle converted from a plain export, or the plain export itself if it cannot be converted."""
     folder = home_of(path)
     name = path.relative_to(folder).as_posix()
     named = precision_of(path)

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: the files of a repository that are needed, and no others."""
+"""Downloads models from the Hugging Face Hub: only the required files of a repository."""
 
 import glob
 import logging
@@ -16,7 +16,7 @@ _HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name could be that of a repository, such as `distilbert/distilroberta-base`."""
+    """Return whether a name has the form of a repository, such as `distilbert/distilroberta-base`."""
     return _HUB_ID.fullmatch(name) is not None
 
 
@@ -28,18 +28,18 @@ def fetch(
     choose: Callable[[Iterable[str]], list[str]],
     anchors: Sequence[str],
 ) -> Path:
-    """Return a local folder with the files of a repository, downloading those that the Hub cache lacks.
+    """Return a local folder with the files of a repository, downloading those that are not in the Hub cache.
 
     Args:
         repository: A Hub id.
-        revision: Branch, tag or commit; None takes the main branch.
-        local_files_only: Look in the Hub cache alone, as with the environment variable `HF_HUB_OFFLINE`.
-        choose: Returns which of the repository's files are needed.
-        anchors: Files at the top of a repository, one of which every choice holds.
+        revision: Branch, tag or commit; None is the main branch.
+        local_files_only: Use the Hub cache only, as with the environment variable `HF_HUB_OFFLINE`.
+        choose: Selects the required files of the repository.
+        anchors: Top-level files, at least one of which is always selected.
 
     Raises:
-        BundleError: There is no such repository, or it cannot be had.
-        ModelError: It holds nothing that can be opened.
+        BundleError: The repository does not exist, or cannot be downloaded.
+        ModelError: It contains nothing that can be opened.
         DependencyError: huggingface-hub is not installed.
     """
     try:
@@ -60,8 +60,7 @@ def fetch(
             return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
         except errors.GatedRepoError as error:
             raise BundleError(
-                f"the Hub gives {repository} only to those who asked for it: accept its terms on its page, then run "
-                "hf auth login"
+                f"{repository} is a gated repository on the Hub: accept its terms on its page, then run hf auth login"
             ) from error
         except errors.RepositoryNotFoundError as error:
             raise BundleError(
@@ -73,16 +72,17 @@ def fetch(
                 f"{repository} has no revision {revision!r} on the Hub; see its branches and tags"
             ) from error
         except OSError as error:
+            # With a file name it is the local disk; without one it is the network.
             if error.filename:
                 raise BundleError(
                     f"the copy of {repository} cannot be written ({error}); set HF_HOME to another folder"
                 ) from error
             reason = first_line(error)[:200]
-        except Exception as error:  # what the Hub's client raises depends on its version and shares no base
+        except Exception as error:  # the client's exceptions depend on its version and share no base class
             if not type(error).__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
                 raise
             reason = first_line(error)[:200]
-    # snapshot_download would miss the files that were never wanted.
+    # Offline, snapshot_download would fail because of files that were never selected, so look for an anchor instead.
     copies = [try_to_load_from_cache(repository, name, revision=revision) for name in anchors]
     found = next((Path(each).parent for each in copies if isinstance(each, str)), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""Plain ONNX exports of others: which files they are, and what their settings say of them."""
+"""Third-party plain ONNX exports: their files, and the metadata in their settings."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,9 +18,9 @@ _ONNX_FILES = {
     "fp16": ("model_fp16.onnx", "onnx/model_fp16.onnx"),
     "int8": ("model_quantized.onnx", "onnx/model_quantized.onnx"),
 }
-"""Where Optimum and transformers.js put their exports, by precision; the first is what is taken by default.
+"""File names that Optimum and transformers.js use, by precision; the first existing precision is the default.
 
-fp32 comes first: nobody has compared the answers of the others."""
+fp32 comes first, because the answers of the others were never verified."""
 
 _SETTINGS = ("config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 _MOST_IDS = 2**31
@@ -28,8 +28,8 @@ _MOST_IDS = 2**31
 _AFTER_PADDING = frozenset(
     ["camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"]
 )
-"""Architectures whose positions count from the one after the padding id, as fairseq's do; bundles hold the length
-that the weights have, a plain ONNX file does not tell."""
+"""Architectures whose positions start after the padding id, as in fairseq. A bundle records the length given by the
+weights; for a plain ONNX file it must be derived from the settings."""
 
 
 def onnx_files(names: Iterable[str]) -> dict[str, str]:
@@ -40,12 +40,12 @@ def onnx_files(names: Iterable[str]) -> dict[str, str]:
 
 
 def precision_of(path: Path) -> str:
-    """Return the precision that the name of an ONNX export stands for."""
+    """Return the precision that the name of an ONNX export implies."""
     return next((each for each, files in _ONNX_FILES.items() if path.name in files), "fp32")
 
 
 def home_of(file: Path) -> Path:
-    """Return the folder of a model, given an ONNX file in it or in its folder `onnx`."""
+    """Return the folder of a model, given an ONNX file in it or in its sub-folder `onnx`."""
     return file.parent.parent if file.parent.name == "onnx" and not (file.parent / TOKENIZER).exists() else file.parent
 
 
@@ -56,10 +56,10 @@ def settings_files(names: Iterable[str], model: str) -> list[str]:
 
 
 def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
-    """Read what is known of plain ONNX exports.
+    """Read the metadata of plain ONNX exports.
 
     Args:
-        folder: Where `config.json` and `tokenizer.json` are.
+        folder: Folder with `config.json` and `tokenizer.json`.
         files: The exports by precision, as paths within the folder.
 
     Raises:
@@ -101,7 +101,7 @@ def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
         parity={},
         files={},
         created_with={},
-        # Nobody has tried whether padding changes the answers, so only texts of one length share a run.
+        # Whether padding changes the answers is unknown, so only texts of equal length share a batch.
         mixes_padding=True,
     )
 
@@ -122,7 +122,7 @@ def _json(folder: Path, name: str, *, needed: bool = True) -> dict[str, Any]:
 
 
 def _token(value: object) -> str | None:
-    """Return a special token, which settings hold as a string or with its properties."""
+    """Return a special token, given as a string or as a dictionary with its properties."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) and text else None
 
@@ -137,15 +137,15 @@ def _number(folder: Path, config: Mapping[str, Any], name: str, default: int) ->
 
 
 def _max_length(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], pad_id: int) -> int:
-    """Return the smallest of the limits that the settings name."""
+    """Return the smallest length limit in the settings."""
     limits = [1 << 30]
     if str(config.get("model_type")).replace("_", "-") in _AFTER_PADDING:
         limits.append(_number(folder, config, "max_position_embeddings", 1 << 30) - pad_id - 1)
     else:
         limits.extend(_number(folder, config, name, 1 << 30) for name in ("max_position_embeddings", "n_positions"))
     said = settings.get("model_max_length")
-    # Where there is no limit, transformers writes one of 31 digits.
+    # transformers writes a number of 31 digits for "no limit".
     if isinstance(said, int | float) and said >= 1:
         limits.append(int(min(said, 1 << 30)))
-    # 0 and below say that there are no positions to run out of.
+    # Zero and below mean that the model has no position limit.
     return min(each for each in limits if each > 0)

@@ -142,8 +142,8 @@ def _open(
         model = opener(path, kind=kind, number=number, threads=threads)
     if files.overflows and not multiplies_bytes():
         logger.warning(
-            "int8 of %s was made for %s and overflows on this processor (%s), so its answers are wrong here: export "
-            "it again, which makes one that is right everywhere, or take precision='fp32'",
+            "int8 of %s was made for %s and overflows on this processor (%s), so its answers are wrong: export it "
+            "again for an int8 model that is correct on every processor, or use precision='fp32'",
             folder,
             files.cpu,
             cpu_kind(),
@@ -159,7 +159,7 @@ def _open(
             here,
         )
     if chosen == "fp16" and kind == "cpu":
-        logger.warning("fp16 is made for CUDA and is slower than fp32 on the CPU; export fp32 or int8 for it")
+        logger.warning("fp16 is made for CUDA and is slower than fp32 on the CPU; export fp32 or int8 for the CPU")
     return model
 
 

@@ -24,18 +24,18 @@ def check_ends(path: Path, inputs: Mapping[str, Sequence[str | int | None]], out
         outputs: Names of the outputs.
 
     Raises:
-        ModelError: It is no masked language model, or takes other inputs than a text gives.
+        ModelError: It is not a masked language model, or needs inputs that cannot be computed from text.
     """
     strange = sorted(set(inputs) - {"input_ids", "attention_mask", "token_type_ids"})
     if any(name.startswith("past") for name in strange):
         raise ModelError(
-            f"{path} takes {strange[0]}, what a text-generation model remembers of the text so far; export a masked "
+            f"{path} takes {strange[0]}, the cache of a text-generation model; export a masked "
             "language model (optimum-cli export onnx --task fill-mask)"
         )
     if "input_ids" not in inputs or strange:
         raise ModelError(
-            f"{path} takes the inputs {', '.join(inputs)}, which a text alone does not give; export it with no "
-            "others than input_ids, attention_mask and token_type_ids"
+            f"{path} takes the inputs {', '.join(inputs)}, which cannot be computed from text alone; export it "
+            "with no others than input_ids, attention_mask and token_type_ids"
         )
     fixed = [name for name, shape in inputs.items() if any(isinstance(each, int) for each in shape)]
     if fixed:
@@ -45,7 +45,7 @@ def check_ends(path: Path, inputs: Mapping[str, Sequence[str | int | None]], out
         )
     if "logits" not in outputs:
         raise ModelError(
-            f"{path} gives {', '.join(outputs)} and no logits, so it is no masked language model; "
+            f"{path} gives {', '.join(outputs)} and no logits, so it is not a masked language model; "
             "export one with its head (optimum-cli export onnx --task fill-mask)"
         )
 

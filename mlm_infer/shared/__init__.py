@@ -1,1 +1,1 @@
-"""What the command lines, training, export and benchmarks have in common."""
+"""Code shared by the command lines, training, export and benchmarks."""

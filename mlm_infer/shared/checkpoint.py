@@ -1,4 +1,4 @@
-"""Opening a PyTorch checkpoint for training or export. The run time never calls this: it has no torch."""
+"""Opens a PyTorch checkpoint for training or export. The run time, which has no torch, never uses this module."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ def open_checkpoint(
 
     Args:
         model: Hub id or folder.
-        attention: Which implementation of attention to build, such as `eager`; None takes transformers' choice.
+        attention: Attention implementation, such as `eager`; None is the default of transformers.
 
     Returns:
-        The model in fp32, the tokenizer, and the names of the weights that the checkpoint lacks and that
-        therefore hold random values; a head without weights is among them, a tied one is not.
+        The model in fp32, the tokenizer, and the names of weights that are missing from the checkpoint and therefore
+        random; those of an untied head included.
 
     Raises:
-        ModelError: It cannot be loaded, is no masked language model, or its tokenizer has no mask.
+        ModelError: It cannot be loaded, is not a masked language model, or its tokenizer has no mask.
         DependencyError: Its tokenizer needs a package that is not installed.
     """
     import torch
@@ -35,7 +35,7 @@ def open_checkpoint(
 
     path = Path(model).expanduser()
     if path.exists() and not (path / "config.json").is_file():
-        raise ModelError(f"{model} is no checkpoint: it holds no config.json")
+        raise ModelError(f"{model} is not a checkpoint: it contains no config.json")
     try:
         # A bar for reading files that are on the disk already; that of the download is huggingface-hub's.
         with _no_bars():
@@ -80,8 +80,8 @@ def _no_bars() -> Iterator[None]:
 def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
     """Return how many tokens a text may have, special ones included.
 
-    Position embeddings with a padding index count from the one after it, so RoBERTa's 514 hold 512 tokens.
-    BigBird's sparse attention sets in above a length that depends on its blocks, and holds random parts.
+    Position embeddings with a padding index start after it, so RoBERTa's 514 embeddings hold 512 tokens. Above a length
+    that depends on its blocks, BigBird's attention is sparse and partly random.
 
     Args:
         model: The model.
@@ -102,13 +102,13 @@ def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
 
 
 def special_ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and after a text.
+    """Return the ids that a tokenizer adds before and after a text.
 
-    `build_inputs_with_special_tokens` does not know them where the class is `PreTrainedTokenizerFast` itself, as
-    ModernBERT's is: they stand in `tokenizer.json`.
+    `build_inputs_with_special_tokens` does not know them if the class is `PreTrainedTokenizerFast` itself, as for
+    ModernBERT, since they are defined in `tokenizer.json` only.
 
     Args:
-        tokenizer: One with a mask.
+        tokenizer: A tokenizer with a mask token.
     """
     whole: list[int] = tokenizer(tokenizer.mask_token)["input_ids"]
     inner = tokenizer(tokenizer.mask_token, add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""What the command lines share: one clear line for an error, the right exit status, logging to stderr."""
+"""Shared behaviour of the command lines: one-line errors, exit status, logging to stderr."""
 
 import functools
 import logging
@@ -19,12 +19,12 @@ P = ParamSpec("P")
 
 
 def command_errors(function: Callable[P, None]) -> Callable[P, None]:
-    """Make a click command print an error as one line on stderr and exit 2 (usage) or 1 (the rest)."""
+    """Make a click command print errors as one line on stderr and exit with status 2 (usage) or 1 (otherwise)."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         _open_closed_streams()
-        # A polite kill cleans up as Ctrl-C does.
+        # SIGTERM cleans up in the same way as Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
         try:
@@ -36,7 +36,8 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
             click.echo("stopped", err=True)
             sys.exit(1)
         except BrokenPipeError:
-            # The reader went away, as `head` does: that is no error, and nothing more can be written.
+            # The reader closed the pipe, as `head` does. That is not an error. Without a stdout, Python does not try to
+            # flush it on exit.
             sys.stdout = None
             sys.exit(0)
         except OSError as error:
@@ -47,14 +48,14 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def message_of(error: MlmInferError | OSError) -> str:
-    """Return what is shown of an error: one line, with the file where the operating system names one."""
+    """Return the one-line message of an error, with the file if the operating system names one."""
     if isinstance(error, MlmInferError):
         return str(error)
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
 def _open_closed_streams() -> None:
-    """Give what the shell closed (`2>&-`) a place to go, which no file that is opened later can take."""
+    """Open streams that the shell closed (`2>&-`), so that no other file gets their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and replace nothing but what this package wrote."""
+"""Atomic output folders: complete or absent, and never replacing anything that this package did not write."""
 
 import errno
 import json
@@ -14,23 +14,23 @@ from mlm_infer.errors import MlmInferError, OutputExistsError, first_line
 __all__ = ["REPORT", "check_output", "holds", "move_into_place", "writing"]
 
 REPORT = "training_report.json"
-"""What `mlm-train` writes into a folder; like a bundle's manifest it names the folder's files under `files`."""
+"""The report that `mlm-train` writes. Like a bundle's manifest, it lists the files of its folder under `files`."""
 
 
 Sources = Iterable[str | os.PathLike[str]]
 
 
 def check_output(target: Path, *, overwrite: bool, sources: Sources = ()) -> None:
-    """Refuse an output folder that is there, unless it may be replaced and is this package's own.
+    """Reject an output folder that exists, unless it may be replaced and belongs to this package.
 
     Args:
         target: The output folder.
-        overwrite: Replace what is there: an empty folder, or one that holds what `mlm-export` or `mlm-train` wrote
-            and nothing else.
-        sources: Files and folders that are read; names of nothing on this machine are left out.
+        overwrite: Replace an existing folder if it is empty, or contains only files that `mlm-export` or `mlm-train`
+            wrote.
+        sources: Input files and folders; names that do not exist on this machine are ignored.
 
     Raises:
-        OutputExistsError: It is there and may not be replaced.
+        OutputExistsError: The folder exists and must not be replaced.
     """
     if target.name in ("", ".."):
         raise OutputExistsError(f"the output {target} has no name of its own; write the folder's name")
@@ -48,7 +48,7 @@ def check_output(target: Path, *, overwrite: bool, sources: Sources = ()) -> Non
 
 
 def holds(folder: Path, path: Path) -> bool:
-    """Tell whether a folder is, or holds at any depth, a file or folder, whatever links and spellings lead there."""
+    """Return whether a path is a folder or lies in it at any depth, through any links and spellings."""
     if not folder.exists() or not path.exists():
         return False
     real = path.resolve()
@@ -56,22 +56,24 @@ def holds(folder: Path, path: Path) -> bool:
 
 
 def move_into_place(folder: Path, target: Path, *, overwrite: bool, sources: Sources = ()) -> None:
-    """Rename a finished folder to its place; one that is there leaves only when the new one is ready.
+    """Rename a finished folder to its final name; an existing folder is replaced only at this point.
 
     Args:
-        folder: The finished folder, on the same disk as the target.
-        target: Its place.
-        overwrite: As for `check_output`, which is asked again.
+        folder: The finished folder, on the same file system as the target.
+        target: Its final name.
+        overwrite: As for `check_output`, which runs again.
         sources: As for `check_output`.
 
     Raises:
-        OutputExistsError: Something is there that may not be replaced, perhaps put there meanwhile.
+        OutputExistsError: The target exists and must not be replaced; it may have been created meanwhile.
     """
     check_output(target, overwrite=overwrite, sources=sources)
     old = _replaced(target)
     _remove(old)
     try:
         if target.exists():
+            # A rename cannot replace a folder with files in it, so the old one is moved away first. Files may have been
+            # added since the check; under the new name no more are, so it is checked again.
             target.rename(old)
             why = _why_not(old)
             if why:
@@ -89,12 +91,12 @@ def move_into_place(folder: Path, target: Path, *, overwrite: bool, sources: Sou
 
 
 def _replaced(target: Path) -> Path:
-    """Return where a folder goes that is being replaced; a kill may leave it there."""
+    """Return the temporary name of a folder that is being replaced; a kill may leave it behind."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def _why_not(path: Path) -> str:
-    """Say why what is there may not be replaced; nothing where it may."""
+    """Return why an existing path must not be replaced, or an empty string if it may be."""
     if path.is_symlink():
         return "is a link; name the folder that it leads to"
     if not path.is_dir():
@@ -112,7 +114,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _own_names(folder: Path) -> set[str]:
-    """Return the names of the files that a bundle or a training says are its own."""
+    """Return the file names that the manifest or report of a folder lists, including its own."""
     for mark in (MANIFEST, REPORT):
         try:
             files = json.loads((folder / mark).read_bytes())["files"]
@@ -123,12 +125,12 @@ def _own_names(folder: Path) -> set[str]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of this package's own, file by file: whatever else is in it stays, and the folder with it."""
+    """Remove this package's files from a folder, and the folder if it is empty then; other files are kept."""
     if not folder.is_dir():
         return
     marks = (MANIFEST, REPORT)
     try:
-        # The mark goes last: what a kill leaves is still known.
+        # The manifest or report is removed last, so that the rest can still be identified after a kill.
         for name in sorted(_own_names(folder), key=lambda name: name in marks):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
@@ -138,12 +140,12 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Make an OSError with the folder's name of whatever is raised where a file cannot be written.
+    """Convert any exception about a file that cannot be written to an OSError that names the folder.
 
-    A full disk does not say which; tokenizers, safetensors and torch raise exceptions of their own.
+    The OSError of a full disk has no file name, and tokenizers, safetensors and torch raise their own exceptions.
 
     Args:
-        folder: What is being written.
+        folder: The folder that is written.
 
     Raises:
         OSError: A file cannot be written.

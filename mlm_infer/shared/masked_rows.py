@@ -1,4 +1,4 @@
-"""The vocabulary head at the masked positions only: the same loss and gradients for less work."""
+"""Computes the vocabulary head at the masked positions only: the same loss and gradients for less work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ __all__ = ["head_at_rows", "masked_logits", "rows_are_exact"]
 
 @contextmanager
 def head_at_rows(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
-    """Let the head see chosen rows of the last hidden state only, as one text of that many tokens.
+    """Pass only selected rows of the last hidden state to the head, as a single text with that many tokens.
 
     Args:
         model: A masked language model whose head follows `base_model`.
@@ -51,7 +51,7 @@ def masked_logits(
         rows: Flat indices into [batch * length].
         fast: Run the head at those rows only; see `rows_are_exact`.
     """
-    # The class's own forward: accelerate wraps the instance's in autocast, and what is measured is fp32.
+    # The forward of the class: accelerate wraps that of the instance in autocast, and the measurement must be fp32.
     forward = type(model).forward
     if not fast:
         logits: torch.Tensor = forward(model, input_ids=input_ids, attention_mask=attention_mask).logits
@@ -63,7 +63,8 @@ def masked_logits(
 
 @torch.no_grad()
 def rows_are_exact(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
-    """Tell whether `head_at_rows` gives this model's own logits, by trying it on a batch."""
+    """Return whether `head_at_rows` reproduces this model's logits, by trying it on a batch."""
+    # A head that mixes positions, or a model whose head does not follow `base_model`, fails this test.
     training = model.training
     model.eval()
     rows = torch.arange(0, input_ids.numel(), 3, device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Keeping libraries quiet for as long as their reports are no concern of a user, and no longer."""
+"""Temporarily suppresses library messages that do not concern the user."""
 
 import logging
 import warnings
@@ -10,9 +10,9 @@ __all__ = ["quiet"]
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Leave out Python's warnings, and of these loggers whatever is no error, within a `with` block.
+    """Suppress Python warnings, and messages below the level ERROR from some loggers, within a `with` block.
 
-    The levels of loggers belong to the process, so each is put back to what it was.
+    Logger levels are global to the process, so they are restored afterwards.
     """
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:

@@ -1,4 +1,4 @@
-"""Text that ships with the package: enough to try it, to calibrate int8 and to check an export."""
+"""Text in the package, sufficient to try it, to calibrate int8 and to check an export."""
 
 import gzip
 from importlib.resources import files

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 __all__ = ["format_table", "without_controls"]
 
 
-# Control characters, line separators, what overrides the direction of writing, and halves of surrogate pairs.
+# Control characters, line separators, overrides of the writing direction, and lone surrogates.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_controls(text: str) -> str:
-    """Write out the characters that a terminal would obey, which a token or a manifest of anybody's may hold."""
+    """Escape characters that a terminal interprets; an untrusted vocabulary or manifest may contain them."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows under a header, numbers to the right and words to the left.
+    """Format rows under a header, with numbers right-aligned and text left-aligned.
 
     Args:
-        header: One title a column.
-        rows: As many cells a row as there are titles.
+        header: One title per column.
+        rows: One cell per column.
 
     Returns:
         The table, without a final newline.

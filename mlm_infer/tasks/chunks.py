@@ -1,4 +1,4 @@
-"""A stream in parts that are bounded by number and by size."""
+"""Splits a stream into chunks of bounded number and size."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -8,16 +8,16 @@ __all__ = ["chunked"]
 T = TypeVar("T")
 
 _LARGEST = 1 << 21
-"""Characters of a chunk: 512 texts of 4,096, so that texts of ordinary length are bounded by their number alone."""
+"""Maximum number of characters per chunk: 512 texts of 4,096, so only unusually long texts reach it."""
 
 
 def chunked(items: Iterator[T], most: int, size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield lists of at most `most` items and two million characters; an item that is larger comes alone.
+    """Yield lists of at most `most` items and two million characters; a larger item is yielded alone.
 
     Args:
-        items: Taken no further than one item ahead of what is yielded.
-        most: Most items of a list.
-        size: Characters of an item.
+        items: The items; read at most one item ahead of the yielded list.
+        most: Maximum number of items per list.
+        size: Returns the number of characters of an item.
     """
     chunk: list[T] = []
     held = 0

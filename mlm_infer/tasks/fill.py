@@ -1,4 +1,4 @@
-"""Each mask on its own: the answers of `fill`, of batches and of streams."""
+"""`fill`, `fill_batch` and `fill_stream`: each mask is predicted independently."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -34,17 +34,17 @@ __all__ = [
 ]
 
 OnError = Literal["raise", "return"]
-"""What a stream does with a text that is wrong."""
+"""What a stream does with an invalid text."""
 
 Wanted = list[NDArray[np.int64]]
-"""For each mask of a text the ids to choose among."""
+"""The permitted token ids for each mask of a text."""
 
 _STREAM_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a model is asked for: options that fit it."""
+    """Options that were validated against a model."""
 
     restriction: Restriction
     top_k: int
@@ -52,33 +52,34 @@ class Choice:
     renormalize: bool
     long_text: LongText
     most: int
-    """Most predictions of a mask that there can be."""
+    """Upper bound on the number of predictions per mask."""
 
     @classmethod
     def of(cls, model: OpenModel, options: FillOptions) -> "Choice":
-        """Hold options against a model.
+        """Validate options against a model.
 
         Raises:
-            InputError: One does not fit it.
+            InputError: An option is invalid for this model.
         """
         restriction, min_score = options.restriction, options.min_score
         most = top_k = check_top_k(model, options.top_k)
         if not restriction.is_none:
-            # A restriction that nothing passes, even where most does, is an error of the arguments.
+            # If no token passes the filter even at the start of a text, where most pass, the arguments are wrong.
             most = min(most, len(model.encoder.vocabulary.permitted(restriction, True)))
         if min_score:
+            # Probabilities sum to one, so at most 1/p tokens can have probability p.
             most = int(min(most, 1 / min_score))
         return cls(restriction, top_k, min_score, options.renormalize, options.long_text, most)
 
     def best(self, ids: NDArray[np.int64], logprobs: NDArray[np.float32]) -> Answer:
-        """Return the best of what may be given."""
+        """Return the top-k of the permitted tokens."""
         if self.renormalize:
             logprobs = logprobs - np.logaddexp.reduce(logprobs)
         return best_of(ids, logprobs, self.top_k)
 
 
 def check_top_k(model: OpenModel, top_k: object) -> int:
-    """Return a number of tokens that the vocabulary has, or raise InputError."""
+    """Return `top_k` as an int, or raise InputError if it exceeds the vocabulary."""
     size = model.manifest.vocab_size
     return whole_number("top_k", top_k, least=1, most=size, rest=", the size of the vocabulary")
 
@@ -87,7 +88,7 @@ def fill_texts(model: OpenModel, texts: Sequence[str], choice: Choice) -> list[F
     """Fill the masks of texts.
 
     Raises:
-        InputError: A text cannot be used.
+        InputError: A text is invalid.
     """
     found = encode_texts(model, texts, choice)
     wrong = next((each for each in found if isinstance(each, InputError)), None)
@@ -99,19 +100,19 @@ def fill_texts(model: OpenModel, texts: Sequence[str], choice: Choice) -> list[F
 def encode_texts(
     model: OpenModel, texts: Sequence[str], choice: Choice, *, first: int | None = None
 ) -> list[list[EncodedText] | InputError]:
-    """Tokenize texts, with the error of one that cannot be used, or that has a mask for which no token is left.
+    """Tokenize texts; an invalid text, or one with a mask for which no token is permitted, gives its error.
 
     Args:
         model: The model.
         texts: The texts.
-        choice: What is asked of them.
-        first: Number of the first text, where these are a part of a stream.
+        choice: The options.
+        first: Number of the first text, if these are part of a stream.
     """
     found = model.encoder.try_encode(texts, choice.long_text, copies=choice.most, first=first)
     if choice.restriction.is_none:
         return found
     try:
-        # What may stand inside a text may begin one as well.
+        # Every token that is permitted inside a text is also permitted at its start, so only the former can be empty.
         model.encoder.vocabulary.permitted(choice.restriction, False)
     except InputError as error:
         return [error if not isinstance(each, InputError) and _has_mask_inside(each) else each for each in found]
@@ -125,10 +126,10 @@ def _has_mask_inside(parts: Sequence[EncodedText]) -> bool:
 def fill_stream(
     model: OpenModel, texts: Iterator[str], choice: Choice, on_error: OnError
 ) -> Iterator[FillResult | InputError]:
-    """Yield a result a text, taking a chunk at a time.
+    """Yield one result per text, reading the iterator in chunks.
 
     Raises:
-        InputError: A text cannot be used, with `on_error="raise"`; after the results of those before it.
+        InputError: A text is invalid and `on_error` is `raise`; raised after the results of all earlier texts.
     """
     first = 0
     for chunk, failure in _chunks(texts):
@@ -147,17 +148,17 @@ def fill_stream(
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[tuple[list[str], Exception | None]]:
-    """Yield lists of texts; where the iterator fails, what came before it and then its error."""
+    """Yield lists of texts; if the iterator fails, first the texts before the failure and then its exception."""
     failure: Exception | None = None
 
     def until_failure() -> Iterator[str]:
         nonlocal failure
         try:
             yield from texts
-        except Exception as error:  # whatever a user's iterator raises goes back to the user
+        except Exception as error:  # a user's iterator may raise anything; it is raised again after the results
             failure = error
 
-    # What is no string is an error of its own, later on.
+    # A value that is not a string gets its own error later.
     for chunk in chunked(until_failure(), _STREAM_CHUNK, lambda text: len(text) if isinstance(text, str) else 0):
         yield chunk, None
     if failure is not None:
@@ -165,14 +166,14 @@ def _chunks(texts: Iterator[str]) -> Iterator[tuple[list[str], Exception | None]
 
 
 def answer_parts(model: OpenModel, texts: Sequence[Sequence[EncodedText]], choice: Choice) -> list[FillResult]:
-    """Ask about the parts of each text, as `TextEncoder.encode` gives them; return one result a text."""
+    """Run the model on the parts of each text and return one result per text."""
     parts = [part for text in texts for part in text]
     answers = iter(ask_parts(model, parts, wanted_ids(model, parts, choice), choice))
     return [build_result(model, text, [next(answers) for _ in text], choice) for text in texts]
 
 
 def wanted_ids(model: OpenModel, parts: Sequence[EncodedText], choice: Choice) -> list[Wanted] | None:
-    """Return for each part and each of its masks the tokens that may be given; None where all may."""
+    """Return the permitted tokens for each part and each of its masks; None if all are permitted."""
     if choice.restriction.is_none:
         return None
     permitted = model.encoder.vocabulary.permitted
@@ -182,7 +183,7 @@ def wanted_ids(model: OpenModel, parts: Sequence[EncodedText], choice: Choice) -
 def ask_parts(
     model: OpenModel, parts: Sequence[EncodedText], wanted: Sequence[Wanted] | None, choice: Choice
 ) -> list[list[Answer]]:
-    """Run the model; return for each part and mask the best tokens."""
+    """Run the model and return the top-k tokens for each part and mask."""
     if wanted is None:
         return model.predictor.top(parts, choice.top_k)
     found = model.predictor.candidates(parts, wanted)
@@ -192,7 +193,7 @@ def ask_parts(
 def build_result(
     model: OpenModel, parts: Sequence[EncodedText], answers: Sequence[Sequence[Answer]], choice: Choice
 ) -> FillResult:
-    """Return the result of one text from the answers to its parts."""
+    """Return the result of one text from the answers for its parts."""
     masks = [_masks(model.encoder, part, best, choice.min_score) for part, best in zip(parts, answers, strict=True)]
     return FillResult(parts[0].text, tuple(mask for each in masks for mask in each))
 

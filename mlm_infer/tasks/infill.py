@@ -1,4 +1,4 @@
-"""Several masks filled together, and spans of unknown length, by a search over what to fill next."""
+"""`infill`: fills several masks jointly, with spans of unknown length, by beam search."""
 
 import itertools
 import re
@@ -30,7 +30,7 @@ _MOST_LENGTHS = 64
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A text with some masks filled: ids, indices still masked, and the log-probability so far."""
+    """A partially filled text: ids, indices that are still masked, and the log-probability so far."""
 
     ids: tuple[int, ...]
     left: tuple[int, ...]
@@ -38,18 +38,18 @@ class _State:
 
 
 def expand_spans(text: str, mask: str) -> list[tuple[str, list[tuple[int, int]], list[int]]]:
-    """Write out `[MASK:1-4]` at each of its lengths, every combination where there are several.
+    """Expand spans such as `[MASK:1-4]` to plain masks, for every combination of lengths.
 
     Args:
         text: A text with masks and spans.
         mask: The model's mask token.
 
     Returns:
-        For each combination the text in plain masks; and where in the user's text each mask or span stands with
-        how many masks came of it.
+        For each combination: the text with plain masks, the position of each mask or span in the user's text, and the
+        number of masks that each became.
 
     Raises:
-        InputError: A span is not written `[MASK:2]` or `[MASK:1-4]`.
+        InputError: A span is malformed, or there are too many combinations.
     """
     pattern = re.compile(f"{_SPAN.pattern}|\\[MASK\\]|<mask>|{re.escape(mask)}")
     matches = list(pattern.finditer(text))
@@ -92,21 +92,22 @@ def infill_text(
     order: Order,
     restriction: Restriction,
 ) -> list[Infilling]:
-    """Search for the best fillings of all masks; see `MaskFiller.infill`.
+    """Search for the best joint fillings of all masks; see `MaskFiller.infill`.
 
     Args:
         model: The model.
-        text: The text as it was given.
+        text: The input text.
         parts: The text at each combination of lengths, with the spans in the user's text and their lengths.
-        top_k: Most fillings to return.
-        beam_size: How many unfinished fillings to keep at each combination of lengths.
-        order: Which mask is filled next.
-        restriction: Which tokens may be given.
+        top_k: Maximum number of fillings to return.
+        beam_size: Number of partial fillings to keep for each combination of lengths.
+        order: Which mask to fill next.
+        restriction: The filter on predicted tokens.
     """
     encoder = model.encoder
     found: list[Infilling] = []
     for encoded, spans, counts in parts:
         permitted = None if restriction.is_none else _permitted(encoder, encoded, restriction)
+        # With a single mask the beam is the result, so it must be as wide as `top_k`.
         width = max(beam_size, top_k if len(encoded.positions) == 1 else 1)
         states = _search(model.predictor, encoded, width, order, permitted)
         check_copies("the text", text, len(found) + len(states))
@@ -142,7 +143,7 @@ def _search(
     order: Order,
     permitted: dict[int, NDArray[np.int64]] | None,
 ) -> list[_State]:
-    """Fill one mask a step in each kept state, and keep the best states; with a width of one it is greedy."""
+    """Beam search: fill one mask of every state per step and keep the best states; a width of one is greedy."""
     states = [_State(tuple(text.ids), text.positions, 0.0)]
     for _ in text.positions:
         asked = [Query(state.ids, state.left if order == "confidence" else state.left[:1]) for state in states]
@@ -153,6 +154,7 @@ def _search(
             for token_id, logprob in zip(*(each.tolist() for each in answer[place]), strict=True):
                 ids = (*state.ids[:position], token_id, *state.ids[position + 1 :])
                 new = _State(ids, tuple(each for each in state.left if each != position), state.logprob + logprob)
+                # Different orders of filling can reach the same text.
                 if ids not in following or following[ids].logprob < new.logprob:
                     following[ids] = new
         states = sorted(following.values(), key=lambda state: -state.logprob)[:width]
@@ -162,7 +164,7 @@ def _search(
 def _best(
     predictor: Predictor, queries: Sequence[Query], width: int, permitted: dict[int, NDArray[np.int64]] | None
 ) -> list[list[Answer]]:
-    """Return for each query and mask the best tokens that may be given."""
+    """Return the top permitted tokens for each query and mask."""
     if permitted is None:
         return predictor.top(queries, width)
     candidates = [[permitted[position] for position in query.positions] for query in queries]

@@ -1,4 +1,4 @@
-"""What every question to a model needs."""
+"""What every task needs of a model."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class OpenModel:
     """An open model.
 
     Attributes:
-        encoder: Texts to tokens and back.
-        predictor: Tokens to log-probabilities.
-        manifest: What the model is.
+        encoder: Converts texts to tokens and back.
+        predictor: Computes log-probabilities from tokens.
+        manifest: Describes the model.
     """
 
     encoder: TextEncoder

@@ -1,4 +1,4 @@
-"""What the transformers pipeline answers, in its own form."""
+"""`MaskFiller.__call__`: the output of the transformers pipeline, in its format."""
 
 import logging
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 def answer_as_pipeline(
     model: OpenModel, texts: Sequence[str], top_k: int, targets: str | Sequence[str] | None
 ) -> list[Any]:
-    """Return for each text what the transformers pipeline answers; see `MaskFiller.__call__`.
+    """Return the transformers pipeline's output for each text; see `MaskFiller.__call__`.
 
     Raises:
-        InputError: A text or a target cannot be used.
+        InputError: A text or a target is invalid.
     """
     encoder, predictor, pad_id = model.encoder, model.predictor, model.manifest.pad_id
     candidates = None
@@ -48,13 +48,14 @@ def _as_pipeline(encoder: TextEncoder, text: EncodedText, answers: Sequence[Answ
         row = []
         for token_id, score in zip(ids.tolist(), np.exp(logprobs).tolist(), strict=True):
             tokens = [*text.ids[:position], token_id, *text.ids[position + 1 :]]
+            # The pipeline removes padding from its batches, and so a predicted padding token as well.
             tokens = [token for token in tokens if token != pad_id]
             row.append(
                 {
                     "score": score,
                     "token": token_id,
                     "token_str": encoder.decode([token_id], skip_special_tokens=False),
-                    # The pipeline keeps special tokens only where other masks must stay visible.
+                    # The pipeline keeps special tokens if there are several masks, so that the others stay visible.
                     "sequence": encoder.decode(tokens, skip_special_tokens=single),
                 }
             )

@@ -1,4 +1,4 @@
-"""Candidates of any number of tokens in the place of a mask, compared by their joint log-probability."""
+"""`rank`: compares candidates of any number of tokens by their joint log-probability."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ from .open_model import OpenModel
 __all__ = ["Others", "candidate_lists", "rank_candidates"]
 
 Others = Literal["left_to_right", "masked", "visible"]
-"""What a token of a candidate sees of the candidate's other tokens."""
+"""Which other tokens of a candidate are visible when one of its tokens is scored."""
 
 
 def candidate_lists(candidates: object, masks: int) -> list[Sequence[str]]:
@@ -48,19 +48,20 @@ def rank_candidates(
     others: Others,
     normalize: bool,
 ) -> RankResult:
-    """Order candidates for each mask; see `MaskFiller.rank`.
+    """Rank the candidates of each mask; see `MaskFiller.rank`.
 
-    What several candidates need the same is asked once: the log-probabilities of their first tokens are one row
-    for all candidates of a length, those of their second tokens one row for all with the same first.
+    Queries that candidates share run once: the first tokens of all candidates of a length need one row, and the second
+    tokens of all candidates with the same first token need one row.
 
     Raises:
-        InputError: A candidate is no token, holds what the model has no token for, or makes the text too long.
+        InputError: A candidate has no tokens, contains unknown text, or makes the text too long.
     """
     encoder, longest, mask_id = model.encoder, model.manifest.max_length, model.manifest.mask_id
     check_copies("the text", text.text, sum(map(len, candidates)))
     answers = []
     for number, words in enumerate(candidates):
         pieces = [_pieces(encoder, text, number, word) for word in words]
+        # The candidate replaces one mask token.
         room = longest - len(text.ids) + 1
         for word, ids in zip(words, pieces, strict=True):
             if len(ids) > room:
@@ -88,11 +89,11 @@ def rank_candidates(
 
 
 Question = tuple[tuple[int, ...], int, int]
-"""A candidate's tokens, some masked; which of them is asked about; and the token asked for."""
+"""A candidate's tokens, some of them masked; the index of the queried one; and the token to look up there."""
 
 
 def _questions(ids: tuple[int, ...], others: Others, mask_id: int) -> list[Question]:
-    """Return what has to be asked to score a candidate, token by token."""
+    """Return the queries that score a candidate, one per token."""
     masks = (mask_id,) * len(ids)
     seen = {
         "masked": lambda _place: masks,
@@ -105,7 +106,8 @@ def _questions(ids: tuple[int, ...], others: Others, mask_id: int) -> list[Quest
 def _logprobs(
     predictor: Predictor, text: EncodedText, number: int, pieces: Sequence[Sequence[int]], others: Others, mask_id: int
 ) -> dict[Question, float]:
-    """Ask each distinct question once."""
+    """Run each distinct query once."""
+    # Context, then index in it, then tokens: a context is one text for the model, and each index in it is one row.
     asked: dict[tuple[int, ...], dict[int, dict[int, None]]] = {}
     for ids in pieces:
         for context, place, token in _questions(tuple(ids), others, mask_id):

@@ -1,4 +1,4 @@
-"""Pseudo-log-likelihoods of whole texts: each token predicted from the others."""
+"""`score`: pseudo-log-likelihoods of whole texts, each token predicted from the others."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ __all__ = ["ScoreMethod", "score_texts"]
 ScoreMethod = Literal["pll", "pll_word_l2r"]
 
 _TOKENS_AT_ONCE = 1 << 17
-"""Texts are taken until their masked copies hold this many tokens; that bounds memory."""
+"""Texts are collected until their masked copies have this many tokens, which bounds memory."""
 
 
 def score_texts(
@@ -30,12 +30,12 @@ def score_texts(
         model: The model.
         texts: The texts.
         method: `pll` masks one token at a time (Salazar et al. 2020, https://aclanthology.org/2020.acl-main.240);
-            `pll_word_l2r` masks with it the tokens that follow in its word, so that a long word is not easy for
-            its own ending (Kauf and Ivanova 2023, https://aclanthology.org/2023.acl-short.80).
+            `pll_word_l2r` also masks the tokens that follow in the same word, so that a long word is not
+            predicted from its own ending (Kauf and Ivanova 2023, https://aclanthology.org/2023.acl-short.80).
         long_text: `window` predicts each token of a long text from the window around it.
 
     Raises:
-        InputError: A text cannot be scored.
+        InputError: A text is invalid.
     """
     encoder, longest, mask_id = model.encoder, model.manifest.max_length, model.manifest.mask_id
     pending: list[tuple[WholeText, list[int]]] = []
@@ -55,9 +55,9 @@ def score_texts(
 
 @dataclass(frozen=True, slots=True)
 class _MaskedToken:
-    """A text as the model sees it that is asked about one token.
+    """A copy of a text, or of a window of it, in which one token is masked.
 
-    The ids are made when they are asked for: those of all tokens of a long text would take gigabytes.
+    Its ids are computed on demand: stored for every token of a long text, they would take gigabytes.
     """
 
     whole: WholeText
@@ -78,7 +78,7 @@ class _MaskedToken:
 def _masked(whole: WholeText, place: int, method: ScoreMethod, longest: int, mask_id: int) -> _MaskedToken:
     count = 1
     if method == "pll_word_l2r":
-        # A text without spaces may be one word; what is beyond the window need not be looked at.
+        # A text without spaces may be a single word. Tokens beyond the window do not matter.
         following = whole.words[place : place + longest]
         count = sum(1 for _ in itertools.takewhile(lambda word: word == whole.words[place], following))
     return _MaskedToken(whole, place, count, longest, mask_id, (whole.window(place, longest)[1],))

@@ -1,4 +1,4 @@
-"""The known-answer test of a bundle: what was recorded at the export is asked again where it runs."""
+"""The known-answer test of a bundle: replays answers that were recorded at the export."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["check_answers"]
 
 _EXACT = 1e-3
 _ROUNDED = 0.25
-"""Largest difference of a log-probability: of fp32 on a CPU, and of what rounds more."""
+"""Maximum difference of a log-probability: for fp32 on a CPU, and for anything that rounds more."""
 
 
 def check_answers(
@@ -21,23 +21,24 @@ def check_answers(
     *,
     exact: bool,
 ) -> None:
-    """Replay known answers. Log-probabilities of the recorded tokens are compared, since near ties may swap.
+    """Replay known answers and compare the log-probabilities of the recorded tokens.
 
     Args:
-        path: The bundle that is tested, for messages.
-        precision: Of its model, for messages.
-        answers: What was recorded.
-        logprobs_of: Gives for a text and token ids the log-probability of each id at each mask.
-        exact: Whether it is fp32 on a CPU, which rounds least.
+        path: The bundle, for messages.
+        precision: Precision of the model, for messages.
+        answers: The recorded answers.
+        logprobs_of: Returns, for a text and token ids, the log-probability of each id at each mask.
+        exact: Whether the model is fp32 on a CPU, which rounds least.
 
     Raises:
-        BundleError: There are none, or one cannot be reproduced.
+        BundleError: There are no known answers, or one cannot be reproduced.
     """
     if not answers:
         raise BundleError(f"{path} holds no known answers for {precision}; export the model again")
     limit = _EXACT if exact else _ROUNDED
     for answer in answers:
         try:
+            # Looked up by token, not by rank: rounding may swap tokens of nearly equal probability.
             found = logprobs_of(answer.text, sorted({token for row in answer.ids for token in row}))
         except InputError as error:
             raise BundleError(f"{path}: its known answers cannot be replayed: {error}") from error
@@ -45,9 +46,10 @@ def check_answers(
             raise BundleError(f"{path}: {answer.text!r} has {len(answer.ids)} masks, here {len(found)}")
         for ids, logprobs, here in zip(answer.ids, answer.logprobs, found, strict=True):
             for token, expected in zip(ids, logprobs, strict=True):
+                # Negated, so that NaN fails.
                 if not abs(here[token] - expected) <= limit:
                     raise BundleError(
-                        f"{path} ({precision}) answers wrong on this machine: token {token} in "
+                        f"{path} ({precision}) gives wrong answers on this machine: token {token} in "
                         f"{answer.text[-50:]!r} must have log-probability {expected:.4f} (within {limit:g}), "
-                        f"here it has {here[token]:.4f}"
+                        f"but has {here[token]:.4f}"
                     )

@@ -1,4 +1,4 @@
-"""From texts to token ids and back, with `tokenizers` alone."""
+"""Converts texts to token ids and back, with `tokenizers` alone."""
 
 import re
 from bisect import bisect_left
@@ -26,31 +26,31 @@ __all__ = [
 ]
 
 MASK_SPELLINGS = ("[MASK]", "<mask>")
-"""Ways to write a mask that every model takes, whatever its own mask token is."""
+"""Spellings of the mask that every model accepts, in addition to its own mask token."""
 
 _REMEMBERED = 1 << 16
-"""Tokens of which the text is kept."""
+"""Number of tokens whose decoded text is cached."""
 
 _LONG = 10_000
-"""Characters of a text that takes milliseconds to tokenize."""
+"""Number of characters from which tokenizing a text takes milliseconds."""
 
 LongText = Literal["error", "window"]
-"""What to do with a text of more tokens than the model takes."""
+"""What to do with a text that has more tokens than the model accepts."""
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """A text, or the window of a long one around one of its masks, as the model takes it.
+    """A tokenized text, or the window around one mask of a long text.
 
     Attributes:
-        text: The text as it was given.
+        text: The input text.
         ids: Token ids, special tokens included.
         positions: Indices of the masks among the ids.
-        spans: First character and the one after the last of each mask in the text.
-        skipped: Tokens of the text that come before the window.
-        window: The characters of the text that are in the window; None for a whole text.
+        spans: Start and end of each mask in the text, in characters.
+        skipped: Number of tokens before the window.
+        window: Start and end of the window in the text, in characters; None for a whole text.
     """
 
     text: str
@@ -63,15 +63,15 @@ class EncodedText:
 
 @dataclass(frozen=True, slots=True)
 class WholeText:
-    """A text without masks, token by token.
+    """A complete text with the character span and the word of each token.
 
     Attributes:
         text: The text.
         ids: Token ids, special tokens included.
-        head: Special tokens at the start.
-        tail: Special tokens at the end.
-        spans: Characters of each token; empty for special ones.
-        words: Which word of the text a token belongs to; None for special ones.
+        head: Number of special tokens at the start.
+        tail: Number of special tokens at the end.
+        spans: Start and end of each token in the text; empty for special tokens.
+        words: Index of the word that a token belongs to; None for special tokens.
     """
 
     text: str
@@ -82,12 +82,13 @@ class WholeText:
     words: list[int | None]
 
     def window(self, position: int, longest: int) -> tuple[list[int], int]:
-        """Return at most so many ids around a token, as near to its middle as the ends allow, and its index there."""
+        """Return a window of at most `longest` ids around a token, centred if possible, and the token's index in it."""
         if len(self.ids) <= longest:
             return self.ids, position
         room = longest - self.head - self.tail
         last = len(self.ids) - self.tail
         start = min(max(position - room // 2, self.head), last - room)
+        # The window gets the special tokens of a whole text, which the model was trained with.
         ids = [*self.ids[: self.head], *self.ids[start : start + room], *self.ids[last:]]
         return ids, position - start + self.head
 
@@ -96,9 +97,9 @@ class TextEncoder:
     """Tokenizes texts with masks, and turns predicted ids into words and sentences.
 
     Args:
-        path: A `tokenizer.json`; padding and truncation that it carries are switched off, so that one
-            instance can serve many threads and no mask is cut away.
-        manifest: Says which id is the mask, and how long a text may be.
+        path: A `tokenizer.json`. Its padding and truncation are disabled, so that the instance is thread-safe and no
+            mask is cut off.
+        manifest: Gives the mask id and the maximum length.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -111,15 +112,15 @@ class TextEncoder:
         self._manifest = manifest
         self.vocabulary = Vocabulary(self._tokenizer, manifest.vocab_size)
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
-        # Each prediction asks twice, and the same words are predicted again and again.
+        # Each prediction decodes its token twice, and the same tokens are predicted again and again.
         self._text_of_one = lru_cache(maxsize=_REMEMBERED)(lambda token_id: self._text_of([token_id]))
         self._masks = re.compile("|".join(map(re.escape, spellings)))
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Tokenize texts that have at least one mask each, whole.
+        """Tokenize texts that have at least one mask each, without windows.
 
         Args:
-            texts: The texts; a mask is written as the model's own mask token, `[MASK]` or `<mask>`.
+            texts: The texts; a mask is written as `[MASK]`, `<mask>` or the model's own mask token.
 
         Raises:
             InputError: A text is not a string, is empty, has no mask, or has more tokens than the model takes.
@@ -129,17 +130,17 @@ class TextEncoder:
     def try_encode(
         self, texts: Sequence[str], long_text: LongText | None, *, copies: int = 0, first: int | None = None
     ) -> list[list[EncodedText] | InputError]:
-        """Tokenize texts; one that cannot be used has its error in its place.
+        """Tokenize texts; an invalid text gives its error in place of a result.
 
         Args:
             texts: As for `encode`.
-            long_text: `window` cuts a text that is too long to a window around each mask; None where the caller has
-                no such option to name in the error.
-            copies: Most answers of a mask that hold the whole text.
-            first: Number of the first text, where these are a part of a stream.
+            long_text: `window` splits a text that is too long into one window per mask; None if the caller has no such
+                option that the error could suggest.
+            copies: Maximum number of answers per mask, each of which contains the whole text.
+            first: Number of the first text, if these are part of a stream.
 
         Returns:
-            For each text the parts to ask the model: the text itself, or a window for each mask.
+            For each text, the parts to run the model on: the text itself, or one window per mask.
         """
         found: list[list[EncodedText] | InputError] = []
         names = [_name(row, texts, first) for row in range(len(texts))]
@@ -170,14 +171,14 @@ class TextEncoder:
         return None
 
     def _ids(self, plain: list[str]) -> Iterator[list[int]]:
-        """Yield the ids of each text; what a tokenizer holds of a text is much more, so long texts go by few."""
+        """Yield the ids of each text; long texts are tokenized a few at a time, since encodings are large."""
         start = characters = 0
         for end, text in enumerate([*plain, ""]):
             characters += len(text)
             if end == len(plain) or (characters > MOST_CHARACTERS and end > start):
                 group, start, characters = plain[start:end], end, len(text)
-                # For a short text, handing it to the tokenizer's threads takes longer than tokenizing it; while a long
-                # one is tokenized there, Python's other threads go on.
+                # Handing a single short text to the tokenizer's threads takes longer than tokenizing it. For a long one
+                # they are worth it, because Python's other threads run meanwhile.
                 single = len(group) == 1 and len(group[0]) < _LONG
                 found = map(self._tokenizer.encode, group) if single else self._tokenizer.encode_batch_fast(group)
                 yield from [each.ids for each in found]
@@ -186,14 +187,14 @@ class TextEncoder:
         return self._masks.sub(lambda _match: self._manifest.mask_token, text)
 
     def count(self, text: str) -> int:
-        """Return how many tokens a text has, special ones included."""
+        """Return the number of tokens in a text, special tokens included."""
         error = self._check(text, "the text")
         if error is not None and (not isinstance(text, str) or text.strip()):
             raise error
         return len(self._tokenizer.encode(self._in_own_spelling(text)).ids)
 
     def mask_spans(self, text: str) -> tuple[Span, ...]:
-        """Return where the masks of a text stand."""
+        """Return the spans of the masks of a text."""
         return tuple(match.span() for match in self._masks.finditer(text))
 
     def _encoded(
@@ -215,6 +216,7 @@ class TextEncoder:
         if len(ids) <= manifest.max_length:
             return [EncodedText(text, ids, positions, spans)]
         whole = self._whole(self._in_own_spelling(text), text)
+        # Token offsets refer to the text with masks in the model's spelling; windows are reported in the user's text.
         in_users_text = self._to_users_text(spans)
         windows = []
         for position, span in zip(positions, spans, strict=True):
@@ -226,10 +228,10 @@ class TextEncoder:
         return windows
 
     def _to_users_text(self, spans: Sequence[Span]) -> Callable[[int], int]:
-        """Return what finds where a character of the text in the model's spelling stands in the user's.
+        """Return a function from character offsets in the model's spelling of the text to offsets in the user's text.
 
         Args:
-            spans: Where the masks stand in the user's text.
+            spans: Spans of the masks in the user's text.
         """
         moved = [0]
         for start, end in spans:
@@ -238,15 +240,15 @@ class TextEncoder:
         return lambda character: character - moved[bisect_left(starts, character)]
 
     def whole(self, text: str, name: str, long_text: LongText) -> WholeText:
-        """Tokenize a text that has no masks.
+        """Tokenize a text without masks.
 
         Args:
             text: The text.
-            name: What to call it in an error.
+            name: Name of the text in errors.
             long_text: Whether a text that is too long is an error.
 
         Raises:
-            InputError: It is no string, is empty, has a mask, or is too long.
+            InputError: It is not a string, is empty, has a mask, or is too long.
         """
         error = self._check(text, name)
         if error is not None:
@@ -278,7 +280,7 @@ class TextEncoder:
 
         Args:
             text: The part.
-            begins_word: Whether it stands after a space or at the start, or touches the word before it.
+            begins_word: Whether it follows a space, as opposed to continuing the word before it.
         """
         part = text.strip()
         if self.vocabulary.marker == "Ġ" and begins_word:
@@ -287,14 +289,14 @@ class TextEncoder:
         return ids
 
     def splice(self, text: str, fillings: Sequence[tuple[Span, Sequence[int]]]) -> str:
-        """Return a text with some of its masks replaced by tokens, everything else as the user wrote it.
+        """Return a text with some of its masks replaced by tokens, and everything else unchanged.
 
-        A token that continues a word joins the one before it; one that begins a word gets a space if it
-        would otherwise touch the one before it.
+        A token that continues a word is joined to the word before it. A token that begins a word is separated by a
+        space if it would otherwise touch the word before it.
 
         Args:
-            text: The text as it was given.
-            fillings: Spans of masks in their order, and the ids that come in their place.
+            text: The input text.
+            fillings: Spans of masks, in order, and the ids that replace them.
         """
         result, end = "", 0
         for (start, after), ids in fillings:
@@ -312,7 +314,7 @@ class TextEncoder:
         return before + word
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Return what tokens in a row read as, without the marker of the first."""
+        """Return the text of consecutive tokens, without the word marker of the first."""
         return self._text_of_one(ids[0]) if len(ids) == 1 else self._text_of(ids)
 
     def _text_of(self, ids: Sequence[int]) -> str:
@@ -320,7 +322,7 @@ class TextEncoder:
         return text.removeprefix(self.vocabulary.word_piece) if self.vocabulary.word_piece else text
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Decode ids as transformers does, with its clean-up of spaces where the tokenizer asks for it."""
+        """Decode ids as transformers does, including its clean-up of spaces if the tokenizer enables it."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         if not self._manifest.clean_up_spaces:
             return text
@@ -333,7 +335,7 @@ class TextEncoder:
 
 
 def check_long_text(long_text: str) -> None:
-    """Raise InputError unless it is one of `LongText`."""
+    """Raise InputError unless the value is one of `LongText`."""
     check_choice("long_text", long_text, get_args(LongText))
 
 

@@ -1,4 +1,4 @@
-"""A `tokenizer.json` that may be anybody's: what its library raises, and how long its rules make a text."""
+"""Safe use of a `tokenizer.json` of unknown origin: its library's exceptions, and the growth of texts."""
 
 import base64
 import json
@@ -15,10 +15,10 @@ from mlm_infer.errors import BundleError
 __all__ = ["SafeTokenizer"]
 
 _LONGEST = 8_000_000
-"""Characters that the rules may make of a text, 8 times what a text may have; they take about 170 bytes each."""
+"""Maximum length of a text after all rules, 8 times the maximum input; a character takes about 170 bytes."""
 
 _LONGEST_STEP = 20_000_000
-"""Characters that one rule may make of a text: Unicode has one that stands for 18, in a text of a million."""
+"""Maximum length after one rule: a million characters that each expand to 18, the most in Unicode, still fit."""
 
 _UNICODE = 18
 _GROWTH = {
@@ -27,10 +27,10 @@ _GROWTH = {
     "Lowercase": 3,
     **dict.fromkeys(["Metaspace", "BPEDecoder", "CTC"], 2),
 }
-"""Into how many characters a rule of this kind may turn one; a kind that is not here makes a text no longer."""
+"""Maximum number of output characters per input character, by kind of rule; other kinds never lengthen a text."""
 
 _LONGEST_DECODING = 1024
-"""How many times longer the decoder may make a token."""
+"""Maximum growth of a token in the decoder."""
 
 _NO_MODEL = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
 
@@ -38,20 +38,19 @@ _Rule = Mapping[str, Any]
 
 
 class SafeTokenizer:
-    """A `tokenizers.Tokenizer` whose every fault is a BundleError, and that no text makes fill the memory.
+    """A `tokenizers.Tokenizer` that raises only BundleError, and whose memory use is bounded.
 
-    Rules that replace one letter by two, one after the other, double a text each: forty of them are a terabyte. How
-    much they could make of a text is known at once from the rules; only where that is too much is it tried, rule
-    by rule.
+    A rule that replaces one letter by two doubles a text; forty such rules in sequence make a terabyte of one letter.
+    An upper bound of the growth follows from the rules alone. Only if it is too large are the rules applied one by one.
 
     Args:
         path: The file.
 
     Attributes:
-        settings: What it holds.
+        settings: Its parsed content.
 
     Raises:
-        BundleError: It is no tokenizer.
+        BundleError: It is not a tokenizer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +70,7 @@ class SafeTokenizer:
         if decoding > _LONGEST_DECODING:
             raise BundleError(f"{path} has a decoder that makes words without end of a token; export the model again")
         self._tokenizer: Tokenizer = self._call(Tokenizer.from_buffer, data)
-        # One instance serves many threads, and no mask is cut away.
+        # Threads share the instance, so it must not keep settings of a call; and truncation would cut off masks.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -79,7 +78,7 @@ class SafeTokenizer:
         try:
             return method(*arguments, **options)
         except BaseException as error:
-            # A panic of its Rust code is no Exception, and its class cannot be imported.
+            # A Rust panic is a BaseException, and its class cannot be imported.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise BundleError(
@@ -87,7 +86,8 @@ class SafeTokenizer:
             ) from error
 
     def _check_length(self, text: str) -> None:
-        """Raise BundleError if the rules make a text too long."""
+        """Raise BundleError if the rules lengthen a text too much."""
+        # The bound is cheap and almost always sufficient.
         if len(text) * self._growth > _LONGEST and self._length(text) > _LONGEST:
             raise BundleError(
                 f"{self._path} makes more than {_LONGEST:,} characters of a text that has {len(text):,}; "
@@ -95,7 +95,7 @@ class SafeTokenizer:
             )
 
     def _length(self, text: str) -> float:
-        """Return how many characters the rules make of a text, having applied them; infinity for far too many."""
+        """Return the length of a text after the rules, by applying them; infinity if it is far too long."""
         for rule in self._normalizers:
             if len(text) * _growth(rule) > _LONGEST_STEP:
                 return math.inf
@@ -106,7 +106,7 @@ class SafeTokenizer:
 
     def _apply(self, rule: _Rule, text: str) -> str:
         if rule["type"] == "Prepend":
-            # It comes before each piece between special tokens, of which there may be as many as there are letters.
+            # The prefix is added to each piece between special tokens. At worst, each letter is a piece.
             return "".join(rule["prepend"] + each for each in text)
         alone = self._call(Tokenizer.from_str, json.dumps({**_NO_MODEL, "normalizer": rule}))
         made: str = self._call(alone.normalizer.normalize_str, text)
@@ -118,24 +118,24 @@ class SafeTokenizer:
         return self._call(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
     def encode_batch_fast(self, texts: list[str]) -> list[Encoding]:
-        """Tokenize texts, without the places of their tokens."""
+        """Tokenize texts, without token offsets."""
         for text in texts:
             self._check_length(text)
         found: list[Encoding] = self._call(self._tokenizer.encode_batch_fast, texts)
         return found
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """Return the text of tokens."""
+        """Return the text of token ids."""
         text: str = self._call(self._tokenizer.decode, ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def decode_batch(self, rows: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
-        """Return the texts of rows of tokens."""
+        """Return the texts of rows of token ids."""
         texts: list[str] = self._call(self._tokenizer.decode_batch, rows, skip_special_tokens=skip_special_tokens)
         return texts
 
     def id_to_token(self, token_id: int) -> str | None:
-        """Return a token as the vocabulary spells it."""
+        """Return a token as spelled in the vocabulary."""
         token: str | None = self._call(self._tokenizer.id_to_token, token_id)
         return token
 
@@ -145,18 +145,18 @@ class SafeTokenizer:
         return token_id
 
     def get_vocab(self, *, with_added_tokens: bool) -> dict[str, int]:
-        """Return the ids of all tokens."""
+        """Return the vocabulary: the id of each token."""
         ids: dict[str, int] = self._call(self._tokenizer.get_vocab, with_added_tokens=with_added_tokens)
         return ids
 
     def get_vocab_size(self) -> int:
-        """Return how many tokens there are, added ones included."""
+        """Return the size of the vocabulary, added tokens included."""
         size: int = self._call(self._tokenizer.get_vocab_size)
         return size
 
 
 def _rules(rule: _Rule | None, inner: str) -> Iterator[_Rule]:
-    """Yield rules in the order in which they are applied, those of sequences one by one."""
+    """Yield rules in order of application, with sequences flattened."""
     if rule is None:
         return
     if rule["type"] != "Sequence":
@@ -167,7 +167,7 @@ def _rules(rule: _Rule | None, inner: str) -> Iterator[_Rule]:
 
 
 def _growth(rule: _Rule) -> int:
-    """Return into how many characters a rule may turn one."""
+    """Return the maximum number of output characters of a rule per input character."""
     kind = rule["type"]
     if kind == "Replace":
         content, pattern = len(rule["content"]), rule["pattern"]
@@ -184,13 +184,13 @@ def _growth(rule: _Rule) -> int:
 
 
 def _longest_piece(charsmap: str) -> int:
-    """Return the length of the longest text that SentencePiece's table of characters puts in the place of one.
+    """Return the length of the longest replacement in a SentencePiece character map.
 
-    The table is the size of a trie, the trie, and texts that each end in a zero byte. Its reader makes room for
-    whatever size is said, and ends the process where there is none.
+    The map consists of the size of a trie, the trie, and zero-terminated replacement strings. The library allocates
+    whatever size is given and aborts the process if it cannot, so the size is checked here.
 
     Raises:
-        ValueError: It is cut short.
+        ValueError: The map is truncated.
     """
     data = base64.b64decode(charsmap)
     (size,) = struct.unpack_from("<I", data)

@@ -1,4 +1,4 @@
-"""The vocabulary as words: what begins one, how it reads without its tokenizer's marker, which ones may be given."""
+"""The vocabulary as words: word starts, text without the tokenizer's marker, and filters."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -19,14 +19,14 @@ __all__ = ["NO_TEXT", "Restriction", "Vocabulary", "check_word", "is_text"]
 NO_TEXT = "holds half a surrogate pair, which is no character; decode it with errors='replace'"
 
 _LONGEST_PATTERN = 100_000
-"""As many characters take a second to compile, ten megabytes more than two minutes."""
+"""A pattern of this length takes a second to compile; one of ten megabytes takes more than two minutes."""
 
 _NAMED = 8
-"""Most tokens of a target that an error names."""
+"""Maximum number of a target's tokens that an error lists."""
 
 
 def is_text(text: str) -> bool:
-    """Tell whether a string can be written down: Python lets it hold surrogates, UTF-8 does not."""
+    """Return whether a string can be encoded as UTF-8; Python strings may contain lone surrogates, UTF-8 must not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -36,15 +36,15 @@ def is_text(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Restriction:
-    """Which tokens may be given.
+    """A filter on the predicted tokens.
 
     Attributes:
-        targets: Words to choose among, each one token; None for no such choice.
-        allow: Words that may be given; None for all. Words that are no single token are passed over, and so is the
-            unknown token.
-        deny: Words that are never given.
-        words_only: Leave out special tokens, punctuation, numbers and tokens that continue a word.
-        pattern: Regular expression that a word has to match as a whole.
+        targets: The only words to predict, each one token; None for no such filter.
+        allow: Permitted words; None for all. Words that are not a single token are ignored, and so is the unknown
+            token.
+        deny: Excluded words.
+        words_only: Exclude special tokens, punctuation, numbers and tokens that continue a word.
+        pattern: Regular expression that must match the whole word.
     """
 
     targets: tuple[str, ...] | None = None
@@ -62,10 +62,10 @@ class Restriction:
         words_only: bool,
         pattern: str | re.Pattern[str] | None,
     ) -> "Restriction":
-        """Check what a user gave.
+        """Validate a user's arguments.
 
         Raises:
-            InputError: An argument is of another type, or the pattern is no regular expression.
+            InputError: An argument has the wrong type, or the pattern is not a regular expression.
         """
         if isinstance(targets, str):
             targets = (targets,)
@@ -88,7 +88,7 @@ class Restriction:
 
     @property
     def is_none(self) -> bool:
-        """Whether every token may be given."""
+        """Whether every token is permitted."""
         return self == Restriction()
 
 
@@ -96,7 +96,7 @@ _T = TypeVar("_T")
 
 
 class _computed_once(Generic[_T]):  # noqa: N801
-    """`functools.cached_property` as it is from Python 3.12: without a lock, which a fork could leave locked."""
+    """`functools.cached_property` as of Python 3.12: without a lock, which a fork could leave locked for ever."""
 
     def __init__(self, compute: "Callable[[Vocabulary], _T]") -> None:
         self._compute = compute
@@ -108,11 +108,11 @@ class _computed_once(Generic[_T]):  # noqa: N801
 
 
 class Vocabulary:
-    """What the ids of a tokenizer mean.
+    """The tokens of a tokenizer as words.
 
     Args:
         tokenizer: The tokenizer.
-        size: Width of the model's head, which may be wider than the vocabulary.
+        size: Width of the model's head, which may exceed the vocabulary.
     """
 
     def __init__(self, tokenizer: SafeTokenizer, size: int) -> None:
@@ -124,31 +124,31 @@ class Vocabulary:
         model = content.get("model") or {}
         named = model.get("unk_token")
         self.unknown_id: int | None = model.get("unk_id") if named is None else tokenizer.token_to_id(named)
-        """The token that stands for all text without one of its own; None where bytes stand for it."""
+        """The token that stands for all text without its own token; None in byte-level vocabularies."""
         self._special = {each["id"] for each in content.get("added_tokens", []) if each.get("special")}
-        # Asked for again and again with the same words; ten thousand of them take longer to look up than to score.
+        # Callers repeat the same targets, and looking up ten thousand of them takes longer than scoring them.
         self.find_targets = lru_cache(maxsize=16)(self._find_targets)
         self._spelling = lru_cache(maxsize=1 << 16)(lambda token_id: tokenizer.id_to_token(token_id) or "")
         self.permitted = lru_cache(maxsize=16)(self._permitted)
 
     def token(self, token_id: int) -> str:
-        """Return a token as the vocabulary spells it; an id beyond the vocabulary gives an empty string."""
+        """Return a token as spelled in the vocabulary; an id beyond the vocabulary gives an empty string."""
         return self._spelling(token_id)
 
     @_computed_once
     def ids(self) -> dict[str, int]:
-        """The id of each token, added ones included."""
+        """The id of each token, added tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
     @_computed_once
     def marker(self) -> str:
-        """What begins a word in this vocabulary: `Ġ` (byte-level BPE), `▁` (SentencePiece), or nothing."""
+        """The marker of word starts in this vocabulary: `Ġ` (byte-level BPE), `▁` (SentencePiece), or nothing."""
         if self.word_piece is not None:
             return ""
         return next((marker for marker in ("Ġ", "▁") if f"{marker}the" in self.ids or marker in self.ids), "")
 
     def starts_word(self, token: str) -> bool:
-        """Tell whether a token of the vocabulary begins a word, by the marker of its tokenizer."""
+        """Return whether a token begins a word, according to the marker of its tokenizer."""
         if self.word_piece is not None:
             return not token.startswith(self.word_piece)
         return self.marker == "" or token.startswith(self.marker)
@@ -161,10 +161,14 @@ class Vocabulary:
         return [text.strip().removeprefix(prefix) for text in texts]
 
     def _permitted(self, restriction: Restriction, begins_text: bool) -> NDArray[np.int64]:
-        """Return the ids that a restriction lets through, for a mask that begins its text or another.
+        """Return the token ids that a filter permits.
+
+        Args:
+            restriction: The filter.
+            begins_text: Whether the mask is at the start of its text, where a word has no marker.
 
         Raises:
-            InputError: None are left, or a target is not one token.
+            InputError: No token is left, or a target is not one token.
         """
         if restriction.targets is not None:
             chosen: Sequence[int] = self.find_targets(restriction.targets)
@@ -194,13 +198,12 @@ class Vocabulary:
         return self.starts_word(self.token(token_id)) or (begins_text and bool(self.marker))
 
     def _find_targets(self, targets: tuple[str, ...]) -> list[int]:
-        """Return the ids of words to choose among, duplicates dropped, their order kept.
+        """Return the ids of targets, in order and without duplicates.
 
-        A word is looked up as one that begins a word first: ` pizza` is `Ġpizza` for RoBERTa.
+        A target is looked up as a word start first: ` pizza` is `Ġpizza` for RoBERTa.
 
         Raises:
-            InputError: A target is not one token of the vocabulary, or is text that it has no token for, or there
-                is none.
+            InputError: A target is not one token of the vocabulary, contains unknown text, or there is no target.
         """
         found: dict[int, None] = {}
         for target in targets:
@@ -224,21 +227,21 @@ class Vocabulary:
         return list(found)
 
     def check_known(self, name: str, word: str, ids: Sequence[int]) -> None:
-        """Raise InputError if any of a word's tokens is the unknown one, which is the same for all unknown text."""
+        """Raise InputError if a word contains the unknown token, whose score is the same for all unknown text."""
         if self.unknown_id in ids:
             raise InputError(
-                f"this model has no token for the {name} {shown(word)} or a part of it, only "
-                f"{self.token(ids[ids.index(self.unknown_id)])}, as for all such text; leave it out"
+                f"the {name} {shown(word)} contains text that is not in the vocabulary of this model and would become "
+                f"{self.token(ids[ids.index(self.unknown_id)])}; leave it out"
             )
 
     def first_pieces(self, targets: Sequence[str]) -> tuple[list[int], dict[str, str | None]]:
-        """Look up targets as the transformers pipeline does: one not in the vocabulary gives its first piece.
+        """Look up targets as the transformers pipeline does: a target that is not a token gives its first piece.
 
         Returns:
-            The ids without duplicates, and for each target that is no token the token taken instead, if any.
+            The ids without duplicates, and for each target that is not a token its replacement, if any.
 
         Raises:
-            InputError: A target is no string, or none is left.
+            InputError: A target is not a string, or none is left.
         """
         ids: dict[int, None] = {}
         replaced: dict[str, str | None] = {}
@@ -273,7 +276,7 @@ def _check_words(name: str, words: object) -> frozenset[str]:
     """Return the words of `allow` or `deny`."""
     try:
         found = None if isinstance(words, str) or not isinstance(words, Collection) else tuple(words)
-    except TypeError:  # an array of numpy without dimensions is called a collection, and is none
+    except TypeError:  # a numpy array without dimensions is a Collection that cannot be iterated
         found = None
     if found is None:
         raise InputError(f"{name} is {shown(words)}; give a list of words")
@@ -287,13 +290,13 @@ def _check_targets(targets: object) -> tuple[str, ...]:
     found = _each(targets)
     try:
         return _checked(found)
-    except TypeError:  # one that cannot be hashed is no string
+    except TypeError:  # a target that cannot be hashed is not a string; the check below says so
         return tuple(map(_check_target, found))
 
 
 @lru_cache(maxsize=16)
 def _checked(targets: tuple[object, ...]) -> tuple[str, ...]:
-    """Check targets once: ten thousand of them, asked for again and again, take as long as a run of the model."""
+    """Check targets, with a cache: checking ten thousand of them takes as long as a run of the model."""
     return tuple(map(_check_target, targets))
 
 
@@ -302,15 +305,15 @@ def _check_target(target: object) -> str:
 
 
 def check_word(name: str, word: object, kind: str) -> str:
-    """Return what is to come in the place of a mask.
+    """Return a target or candidate after checking that it is a usable text.
 
     Args:
-        name: What it is called in an error.
-        word: What was given.
-        kind: What it must be.
+        name: Its name in errors.
+        word: The given value.
+        kind: The expected kind of value, for errors.
 
     Raises:
-        InputError: It is no text, blank, or too long.
+        InputError: It is not a text, blank, or too long.
     """
     if not isinstance(word, str) or not word.strip() or not is_text(word):
         raise InputError(f"the {name} {shown(word)} is not {kind}; give strings such as 'good'")

@@ -32,7 +32,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_empty_folder(tmp_path: Path) -> None:
     """A folder without a manifest, or with the settings of a checkpoint and nothing else."""
-    with pytest.raises(BundleError, match=r"holds no mlm_infer\.json"):
+    with pytest.raises(BundleError, match=r"contains no mlm_infer\.json"):
         MaskFiller(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BundleError, match=f"mlm-export {tmp_path} OUT"):
@@ -108,7 +108,7 @@ def test_8_bits_of_an_older_version(
     ] * overflows
     caplog.clear()
     assert MaskFiller(bundle, device="cpu", precision="int8").info.precision == "int8"
-    assert ["its answers are wrong here" in each for each in caplog.messages] == [True] * overflows
+    assert ["its answers are wrong: export it again" in each for each in caplog.messages] == [True] * overflows
 
 
 def test_a_processor_that_there_is_not(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

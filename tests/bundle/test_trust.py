@@ -258,7 +258,7 @@ def test_wrong_weights_are_told_by_the_known_answers(bundle: Path) -> None:
     weights.tofile(path)
     reseal(bundle, WEIGHTS)
     MaskFiller(bundle)
-    with pytest.raises(BundleError, match=r"must have log-probability -\d+\.\d+ \(within 0.25\), here it has -\d"):
+    with pytest.raises(BundleError, match=r"must have log-probability -\d+\.\d+ \(within 0.25\), but has -\d"):
         MaskFiller(bundle, self_test=True)
     done = subprocess.run(["mlm-export", "verify", bundle], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -44,7 +44,7 @@ def test_answers(name: str, torch_bundles: dict[str, Path], caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         filler = MaskFiller(torch_bundles[name], precision="fp16")
     assert [record.message for record in caplog.records] == [
-        "fp16 is made for CUDA and is slower than fp32 on the CPU; export fp32 or int8 for it"
+        "fp16 is made for CUDA and is slower than fp32 on the CPU; export fp32 or int8 for the CPU"
     ]
     exact = MaskFiller(torch_bundles[name])
     assert exact.info.precision == "fp32"

@@ -133,7 +133,7 @@ def test_int8_is_right_on_every_processor(name: str, bundles: dict[str, Path]) -
 
 def test_budget(base: Path, tmp_path: Path) -> None:
     """The report names each layer; more is asked of fewer layers; what cannot be met is an error, or not int8."""
-    for strict, message in ((True, r"same best token \d+\.\d% \(at least 99\.9%\)"), (False, r"of the size of fp32")):
+    for strict, message in ((True, r"top-1 agreement \d+\.\d% \(at least 99\.9%\)"), (False, r"of the size of fp32")):
         hard = Budget(max_perplexity_increase=0.0, min_agreement=0.999, strict=strict)
         with pytest.raises(ExportError, match=message):
             export_bundle(str(base), tmp_path / "out", precisions=["int8"], budget=hard)

@@ -172,7 +172,7 @@ def test_choice_of_backend(
     assert MaskFiller(alone, backend="torchscript").info.backend == "torchscript"
     with pytest.raises(InputError, match="holds TorchScript only, and such a file is code"):
         MaskFiller(alone)
-    assert list(verify_bundle(alone, torchscript=True))[-1] == "torchscript: opens, known answers come out"
+    assert list(verify_bundle(alone, torchscript=True))[-1] == "torchscript: opens, known answers reproduced"
     with pytest.raises(InputError, match="mlm-export bert OUT --format onnx"):
         MaskFiller(alone, backend="onnx")
 

@@ -17,7 +17,7 @@ def with_unknown(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Ma
 def test_unknown_text_is_no_candidate(with_unknown: MaskFiller, word: str) -> None:
     """What becomes the unknown token, in whole or in part, is refused by name, alone and among others."""
     word = word.replace("[UNK]", with_unknown.model.encoder.vocabulary.token(unknown_id(with_unknown)))
-    message = f"this model has no token for the (target|candidate) {word!r} or a part of it"
+    message = f"the (target|candidate) {word!r} contains text that is not in the vocabulary"
     for words in ([word], ["a", word]):
         with pytest.raises(InputError, match=message.replace("[UNK]", r"\[UNK\]")):
             with_unknown.fill("The party was [MASK].", targets=words)
