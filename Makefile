@@ -1,23 +1,31 @@
 # make demo | test | test-all | lint | bench | wheel-check | help: each installs what it needs into .venv by itself.
+# STACK=transformers, in .venv-transformers, takes transformers 5 and its own exporter instead of transformers 4.57 and Optimum.
 PYTHON ?= python3
-VENV := .venv
+STACK ?= optimum
+VENV_optimum := .venv
+VENV_transformers := .venv-transformers
+EXTRAS_optimum := cpu,train,optimum,bench,dev
+EXTRAS_transformers := cpu,train,export,dev
+VENV := $(or $(VENV_$(STACK)),$(error STACK is $(STACK); it must be optimum or transformers))
+CONSTRAINTS := constraints-$(STACK).txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test test-all test-cpus gpu-wheel soak lint bench wheel-check small-model clean
+.PHONY: help setup demo demo-short test test-all test-stack test-transformers test-cpus gpu-wheel soak lint bench \
+        wheel-check small-model clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(STAMP): setup.cfg constraints.txt
+$(STAMP): setup.cfg $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,train,export,bench,dev]'
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[$(EXTRAS_$(STACK))]'
 	touch $@
 
-setup: $(STAMP)  ## Create .venv with everything in it
+setup: $(STAMP)  ## Create the environment with everything in it
 
 demo: $(STAMP)  ## Fine-tune, export and fill masks on real text (under 4 minutes on 2 cores)
 	python examples/demo.py
@@ -30,6 +38,12 @@ test: $(STAMP)  ## Run the tests, but for the slow ones (under 8 minutes on 2 co
 
 test-all: $(STAMP)  ## Run all of them: every architecture, trainings, kills, the benchmark, the README
 	python -m pytest -q -m "not gpu_wheel and not soak and not cpus"
+
+test-stack:  ## Run what touches transformers on transformers 5, in an environment of its own
+	$(MAKE) STACK=transformers test-transformers
+
+test-transformers: $(STAMP)
+	python -m pytest -q -m "not gpu_wheel and not soak and not cpus and not slow" $(TRANSFORMERS_TESTS)
 
 test-cpus: $(STAMP)  ## Run int8 on emulated processors: AVX2, no AVX, arm64 (needs root once, to install QEMU)
 	bash tools/emulators.sh .work/arm64
@@ -57,4 +71,4 @@ small-model: $(STAMP)  ## Make the model that ships in the wheel again (half an 
 	python tools/small_model.py .work/small-model
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .work build dist *.egg-info
+	rm -rf .venv .venv-* .work build dist *.egg-info

@@ -33,7 +33,7 @@ platforms="manylinux_2_28_aarch64 manylinux_2_27_aarch64 manylinux_2_17_aarch64 
 # shellcheck disable=SC2046
 python -m pip download -q --no-deps --only-binary=:all: --python-version 3.11 --implementation cp \
     $(printf -- '--platform %s ' $platforms) -d "$folder/wheels" \
-    onnxruntime==1.23.2 "$(grep '^numpy==' constraints.txt)" "$(grep '^tokenizers==' constraints.txt)"
+    onnxruntime==1.23.2 "$(grep '^numpy==' constraints-optimum.txt)" "$(grep '^tokenizers==' constraints-optimum.txt)"
 for each in "$folder"/wheels/*.whl; do python -m zipfile -e "$each" "$folder/site"; done
 rm -rf "$folder/debs" "$folder/wheels"
 touch "$folder/ready"

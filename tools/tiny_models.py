@@ -106,6 +106,11 @@ def _byte_level(kind: str, tokens: dict[str, str], **options: Any) -> PreTrained
     return _wrap(tokenizer, kind, tokens, **options)
 
 
+def _generic_bpe() -> PreTrainedTokenizerBase:
+    """Byte-level BPE in no class of its own, as ModernBERT and EuroBERT have it."""
+    return _byte_level("PreTrainedTokenizerFast", _BERT_TOKENS, model_input_names=["input_ids", "attention_mask"])
+
+
 @cache
 def _pieces() -> list[tuple[str, float]]:
     """Train SentencePiece's Unigram once: pieces and the logarithms of their probabilities."""
@@ -157,6 +162,11 @@ def _residues() -> PreTrainedTokenizerBase:
         path = Path(folder, "vocab.txt")
         path.write_text("\n".join(tokens), encoding="utf-8")
         return transformers.EsmTokenizer(str(path), model_max_length=_LONGEST)
+
+
+def _esmc_residues() -> PreTrainedTokenizerBase:
+    """ESM C's vocabulary of amino acids, which is part of its class."""
+    return transformers.EsmcTokenizer(model_max_length=_LONGEST)
 
 
 def _build(
@@ -234,12 +244,7 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str
     "megatron-bert": (partial(_word_piece, "BertTokenizerFast"), {}),
     "mobilebert": (partial(_word_piece, "MobileBertTokenizerFast"), _NARROW | {"intra_bottleneck_size": 16}),
     "modernbert": (
-        partial(
-            _byte_level,
-            "PreTrainedTokenizerFast",
-            _BERT_TOKENS,
-            model_input_names=["input_ids", "attention_mask"],
-        ),
+        _generic_bpe,
         {"local_attention": 8, "global_attn_every_n_layers": 2},
     ),
     "mpnet": (_mpnet_word_piece, _OFFSET),
@@ -258,7 +263,32 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str
     "xlm-roberta": (partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS), _OFFSET),
 }
 
+# What Optimum does not export; those that transformers 4 knows are exported by the exporter of transformers 5 alone.
+_IS_5 = int(transformers.__version__.partition(".")[0]) >= 5
+_GATED = {"hidden_act": "silu", "num_key_value_heads": 4, "head_dim": 8}
+
+_SINCE_TRANSFORMERS_5: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str, Any]]] = {
+    "ernie": (partial(_word_piece, "BertTokenizerFast"), {}),
+    "esmc": (_esmc_residues, {"num_key_value_heads": 4, "head_dim": 8}),
+    "eurobert": (_generic_bpe, _GATED),
+    "fnet": (partial(_unigram, "AlbertTokenizerFast", _ALBERT_TOKENS), {}),
+    "gte": (partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS), {}),
+    "jina_embeddings_v3": (partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS), {}),
+    "luke": (_roberta_bpe, _OFFSET | {"entity_vocab_size": 10, "entity_emb_size": 8}),
+    "neomme": (_generic_bpe, _GATED | {"hidden_act": "relu2"}),
+    "nomic_bert": (partial(_word_piece, "BertTokenizerFast"), {"head_dim": 8}),
+    "roberta-prelayernorm": (_roberta_bpe, _OFFSET),
+    "roc_bert": (partial(_word_piece, "BertTokenizerFast"), {}),
+    "ultrabert": (_generic_bpe, _GATED),
+    "xlm-roberta-xl": (partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS), _OFFSET),
+    "xmod": (
+        partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS),
+        _OFFSET | {"default_language": "en_XX", "languages": ["en_XX"]},
+    ),
+}
+
 BUILDERS: dict[str, Callable[..., Path]] = {
-    name: partial(_build, name, tokenizer, options) for name, (tokenizer, options) in _ARCHITECTURES.items()
+    name: partial(_build, name, tokenizer, options)
+    for name, (tokenizer, options) in (_ARCHITECTURES | (_SINCE_TRANSFORMERS_5 if _IS_5 else {})).items()
 }
 """By architecture, `model_type` of a configuration: a function that writes the model to a folder and returns it."""

@@ -9,7 +9,7 @@ rm -rf build
 python -m build --wheel --outdir "$work/dist" . > "$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 python -m venv "$work/venv"
 wheel=$(echo "$work"/dist/*.whl)
-"$work/venv/bin/pip" install -q -c constraints.txt "$wheel[cpu]"
+"$work/venv/bin/pip" install -q -c constraints-optimum.txt "$wheel[cpu]"
 cd "$work"
 PATH="$work/venv/bin:$PATH" mlm-fill "This is a great [MASK]." --top-k 3
 "$work/venv/bin/python" -c "from mlm_infer import MaskFiller; MaskFiller()('A [MASK] film.')"

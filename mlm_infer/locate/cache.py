@@ -23,7 +23,7 @@ __all__ = ["CACHE_VARIABLE", "cache_folder", "can_export", "export_once"]
 CACHE_VARIABLE = "MLM_INFER_CACHE"
 """Environment variable that names another cache folder."""
 
-_PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "filelock")
+_PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "filelock")
 
 
 def cache_folder() -> Path:
