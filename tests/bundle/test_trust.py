@@ -180,7 +180,7 @@ def test_a_graph_asks_for_its_weights_only(location: str, place: str, bundle: Pa
         model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor, dims=[16]))
     (bundle / GRAPH).write_bytes(model.SerializeToString())
     reseal(bundle, GRAPH)
-    with pytest.raises(BundleError, match=f"{GRAPH} asks for the file"):
+    with pytest.raises(BundleError, match=f"{GRAPH} refers to the external file"):
         MaskFiller(bundle)
 
 

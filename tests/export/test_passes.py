@@ -41,7 +41,7 @@ def test_passes_can_be_left_out(without: tuple[str, ...], tiny: dict[str, Path],
             np.testing.assert_allclose(
                 [each.logprob for each in mine.predictions], [each.logprob for each in theirs.predictions], atol=1e-4
             )
-    with pytest.raises(InputError, match="the passes are fusions, attention, rows"):
+    with pytest.raises(InputError, match="the passes are normalize, fusions, attention, rows"):
         export_bundle(str(tiny["bert"]), tmp_path / "x", without_passes=["speed"])
 
 

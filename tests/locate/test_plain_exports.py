@@ -167,7 +167,7 @@ def no_mask(folder: Path) -> None:
         (rename_output, ModelError, "gives last_hidden_state and no logits"),
         (rename_input, ModelError, "takes the inputs .*pixel_values"),
         (fix_shape, ModelError, "dynamic axes"),
-        (outside, BundleError, "asks for the file 'weights.bin'"),
+        (outside, BundleError, "refers to the external file 'weights.bin'"),
         (no_mask, ModelError, "no mask token"),
         (lambda folder: (folder / "tokenizer.json").unlink(), BundleError, "no tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), BundleError, "cannot be used as a tokenizer"),
@@ -195,7 +195,7 @@ def test_export_reads_no_foreign_file(copy: Path, tmp_path: Path) -> None:
     command = ["mlm-export", str(copy / "model.onnx"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "asks for the file 'weights.bin'" in done.stderr
+    assert "refers to the external file 'weights.bin'" in done.stderr
 
 
 @pytest.mark.usefixtures("alone")

@@ -12,7 +12,7 @@ from mlm_infer import MaskFiller
 from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.shared.samples import movie_reviews
 
-from .conftest import Folders
+from tests.conftest import Folders
 
 FORMS = {"dynamo", "dynamo-18", "dynamo-21", "dynamo-23", "dynamo-eager", "dynamo-functions"} | {
     "optimum",
@@ -26,7 +26,7 @@ FORMS = {"dynamo", "dynamo-18", "dynamo-21", "dynamo-23", "dynamo-eager", "dynam
 """Those of tools/graph_corpus.py; which of them an environment can write, hangs on the exporters in it."""
 
 UNFUSED = {"convbert", "deberta", "deberta-v2", "esm", "modernbert", "nystromformer", "roformer", "squeezebert"}
-"""Whose attention no exporter writes as one that ONNX Runtime has (tests/test_architectures.py)."""
+"""Whose attention no exporter writes as one that ONNX Runtime has (test_architectures.py)."""
 
 MAIN = ("bert", "distilbert", "electra", "esm", "modernbert", "roberta", "xlm-roberta")
 

@@ -165,12 +165,12 @@ BAD: dict[str, tuple[Callable[[Path], object], type[MlmInferError], str]] = {
     "images": (
         on_graph(more_inputs("pixel_values")),
         ModelError,
-        r"takes the inputs .*pixel_values, which a text alone does not give; export it with no others than",
+        r"takes the inputs .*pixel_values, which cannot be computed from text alone; export it with no others than",
     ),
     "a past": (
         on_graph(more_inputs("past_key_values.0.key", "past_key_values.0.value")),
         ModelError,
-        r"past_key_values\.0\.key, what a text-generation model remembers.*--task fill-mask\)$",
+        r"past_key_values\.0\.key, the cache of a text-generation model.*--task fill-mask\)$",
     ),
     "no tensor": (on_graph(no_tensor), ModelError, r"takes no tensor as attention_mask; export it with"),
     "causal": (
@@ -179,7 +179,11 @@ BAD: dict[str, tuple[Callable[[Path], object], type[MlmInferError], str]] = {
         r"is a text-generation model \(LlamaForCausalLM\).*--task fill-mask\)$",
     ),
     "decoder": (configured(is_decoder=True), ModelError, r"text-generation model \(is_decoder in its config.json\)"),
-    "classifier": (on_graph(classifier), ModelError, r"logits as float32 \[2, 2\].*so it is no masked language model"),
+    "classifier": (
+        on_graph(classifier),
+        ModelError,
+        r"logits as float32 \[2, 2\].*so it is not a masked language model",
+    ),
     "tagger": (on_graph(tagger), ModelError, r"gives logits for 9 tokens, and its tokenizer has 2000; put the"),
     "fp16 within": (on_graph(half_named_full), InputError, r"is fp16, and nothing else.*choose --precision fp16$"),
     "cut": (cut, BundleError, r"model\.onnx cannot be read: it is cut short"),
@@ -190,8 +194,16 @@ BAD: dict[str, tuple[Callable[[Path], object], type[MlmInferError], str]] = {
         BundleError,
         r"no ONNX graph",
     ),
-    "weights elsewhere": (weights_at("../weights.bin"), BundleError, r"asks for the file '\.\./weights\.bin', which"),
-    "weights absolute": (weights_at("/etc/passwd"), BundleError, r"asks for the file '/etc/passwd', which it may not"),
+    "weights elsewhere": (
+        weights_at("../weights.bin"),
+        BundleError,
+        r"refers to the external file '\.\./weights\.bin', which",
+    ),
+    "weights absolute": (
+        weights_at("/etc/passwd"),
+        BundleError,
+        r"refers to the external file '/etc/passwd', which is not allowed",
+    ),
     "weights missing": (
         weights_at("model.onnx.data"),
         BundleError,
