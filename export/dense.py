@@ -31,6 +31,12 @@ class Dense:
     table: ir.Value | None
     name: str
 
+    @property
+    def weights_name(self) -> str:
+        """Name of the weights in the graph, which several layers may share."""
+        value = self.node.inputs[1]
+        return (value.name if value is not None else None) or ""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:

@@ -7,8 +7,8 @@ from pathlib import Path
 from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
 from mlm_infer.errors import InputError
 
+from .budget import Budget
 from .exporters import EXPORTERS, ExporterName
-from .int8 import Budget
 from .serving import PASSES
 from .source import Source
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlm_infer.shared.folders import check_output
 
+from .budget import Budget
 from .exporters import ExporterName
-from .int8 import Budget
 from .job import ExportJob
 from .parity import ParityReport
 from .progress import Progress
