@@ -19,7 +19,7 @@ from .results import FillResult
 from .runtime.best import Answer
 from .runtime.predictor import TOKEN_BUDGET
 from .tasks.fill import Choice, Wanted, ask_parts, build_result, check_top_k, encode_texts, wanted_ids
-from .text.encoder import EncodedText
+from .text.encoded_text import EncodedText
 
 __all__ = ["AsyncMaskFiller"]
 

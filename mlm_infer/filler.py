@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, Unpack, get_args, overload
 
 import numpy as np
 
-from .bundle.manifest import TOKENIZER, TORCHSCRIPT, ForeignManifest, unchanged
+from .bundle.manifest import TOKENIZER, TORCHSCRIPT, ForeignManifest, Manifest, unchanged
 from .bundle.read_manifest import read_manifest
 from .checks import check_choice, check_flag, shown, whole_number
 from .errors import BundleError, InputError
@@ -29,7 +29,8 @@ from .tasks.pipeline import answer_as_pipeline
 from .tasks.rank import Others, candidate_lists, rank_candidates
 from .tasks.score import ScoreMethod, score_texts
 from .tasks.self_test import check_answers
-from .text.encoder import EncodedText, LongText, TextEncoder, check_long_text
+from .text.encoded_text import EncodedText
+from .text.encoder import LongText, TextEncoder, check_long_text
 from .text.vocabulary import Restriction
 
 __all__ = ["MaskFiller", "open_named"]
@@ -114,18 +115,7 @@ class MaskFiller:
         except InputError as error:
             raise BundleError(f"{folder}: its tokenizer does not read its own mask: {error}") from error
         self.model = OpenModel(encoder, predictor, manifest)
-        self.info = FillerInfo(
-            path=folder,
-            source=str(manifest.source.get("model", "")),
-            architecture=manifest.architecture,
-            backend="torchscript" if chosen == TORCHSCRIPT else "onnx",
-            precision="fp32" if chosen == TORCHSCRIPT else chosen,
-            provider=session.provider,
-            mask_token=manifest.mask_token,
-            max_length=manifest.max_length,
-            vocab_size=manifest.vocab_size,
-            cpu=cpu_kind(),
-        )
+        self.info = _info(folder, manifest, chosen, session.provider)
         # Unpickling opens the same model: for a plain export the file that was selected, not its folder, and for a
         # checkpoint or Hub id the bundle it became.
         plain = isinstance(manifest, ForeignManifest)
@@ -445,6 +435,23 @@ def open_named(folder: Path, name: str, *, threads: int | None = None, self_test
     if name == TORCHSCRIPT:
         return MaskFiller(folder, device="cpu", backend="torchscript", threads=threads, self_test=self_test)
     return MaskFiller(folder, device="cpu", backend="onnx", precision=name, threads=threads, self_test=self_test)
+
+
+def _info(folder: Path, manifest: Manifest, chosen: str, provider: str) -> FillerInfo:
+    """Describe an open model; `chosen` is a precision, or TorchScript, which is always fp32."""
+    torchscript = chosen == TORCHSCRIPT
+    return FillerInfo(
+        path=folder,
+        source=str(manifest.source.get("model", "")),
+        architecture=manifest.architecture,
+        backend="torchscript" if torchscript else "onnx",
+        precision="fp32" if torchscript else chosen,
+        provider=provider,
+        mask_token=manifest.mask_token,
+        max_length=manifest.max_length,
+        vocab_size=manifest.vocab_size,
+        cpu=cpu_kind(),
+    )
 
 
 def _reopen(

@@ -3,7 +3,7 @@
     python tools/faults.py > docs/faults.md
 
 Each fault is prepared in a scratch folder with a copy of the package's bundle in `bundle` and a tiny checkpoint in
-`checkpoint`. A real command then runs into it.
+`checkpoint`. A real command then runs into it. Long because it is one list, of each fault and how to prepare it.
 """
 
 import json

@@ -13,7 +13,8 @@ from mlm_infer.errors import InputError
 from mlm_infer.options import FillOptions
 from mlm_infer.results import FillResult, MaskResult, Prediction
 from mlm_infer.runtime.best import Answer, best_of
-from mlm_infer.text.encoder import EncodedText, LongText, TextEncoder
+from mlm_infer.text.encoded_text import EncodedText
+from mlm_infer.text.encoder import LongText, TextEncoder
 from mlm_infer.text.vocabulary import Restriction
 
 from .chunks import chunked

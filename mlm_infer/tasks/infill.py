@@ -14,7 +14,8 @@ from mlm_infer.errors import InputError
 from mlm_infer.results import Infilling
 from mlm_infer.runtime.best import Answer, best_of
 from mlm_infer.runtime.predictor import Predictor, Query
-from mlm_infer.text.encoder import EncodedText, TextEncoder
+from mlm_infer.text.encoded_text import EncodedText
+from mlm_infer.text.encoder import TextEncoder
 from mlm_infer.text.vocabulary import Restriction
 
 from .open_model import OpenModel

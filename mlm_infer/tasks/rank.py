@@ -9,7 +9,8 @@ from mlm_infer.checks import check_copies, shown
 from mlm_infer.errors import InputError
 from mlm_infer.results import Candidate, RankResult
 from mlm_infer.runtime.predictor import Predictor, Query
-from mlm_infer.text.encoder import EncodedText, TextEncoder
+from mlm_infer.text.encoded_text import EncodedText
+from mlm_infer.text.encoder import TextEncoder
 from mlm_infer.text.vocabulary import check_word
 
 from .open_model import OpenModel

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlm_infer.results import ScoreResult, TokenScore
-from mlm_infer.text.encoder import LongText, WholeText
+from mlm_infer.text.encoded_text import WholeText
+from mlm_infer.text.encoder import LongText
 
 from .open_model import OpenModel
 

@@ -208,6 +208,27 @@ def test_rooms_of_the_tests_are_small_and_say_what_is_tested() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 350, path
 
 
+MOST_LINES = {ast.Module: 350, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
+REASON = re.compile(r"\bLong\s+because\b")
+
+
+@pytest.mark.parametrize("folder", ["mlm_infer", *PARTS, "tests", "tools", "examples"])
+def test_what_is_long_says_why(folder: str) -> None:
+    """A file of over 350 lines, or a function of over 60, has a sentence "Long because ..." in its docstring."""
+    for path in (ROOT / folder).rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Module):
+                name, lines = "the file", len(source.splitlines())
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                name, lines = node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+            else:
+                continue
+            assert lines <= MOST_LINES[type(node)] or REASON.search(ast.get_docstring(node) or ""), (
+                f"{path}: {name} has {lines} lines; split it, or let its docstring say: Long because ..."
+            )
+
+
 def test_files_of_tests_that_are_named_exist() -> None:
     """In documents, comments and the Makefile."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

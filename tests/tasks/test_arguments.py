@@ -167,25 +167,9 @@ def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
         targets = data.draw(
             st.none() | st.lists(st.sampled_from(ONE_TOKEN[filler.info.architecture]), min_size=1, max_size=5)
         )
-        ids = reference.encode(text)
-        words = filler.model.encoder.vocabulary.words
-        kept = []
-        for place in (place for place, token in enumerate(ids) if token == reference.mask):
-            logprobs = reference.logprobs(ids, place).numpy()
-            chosen = [
-                token
-                for token, word in enumerate(words[: len(reference.tokenizer)])
-                if (targets is None or (word in targets and starts_word(reference, token)))
-                and (allow is None or word in allow)
-                and word not in (deny or [])
-                and (not words_only or (is_word(word) and starts_word(reference, token)))
-                and (pattern is None or re.fullmatch(pattern, word))
-            ]
-            total = np.log(np.exp(logprobs[chosen]).sum()) if renormalize and chosen else 0.0
-            found = sorted(((float(logprobs[token] - total), token) for token in chosen), reverse=True)
-            kept.append([pair for pair in found if pair[0] >= math.log(min_score or 1e-300)][:top_k])
         options = {"allow": allow, "deny": deny, "words_only": words_only, "pattern": pattern, "targets": targets}
         wanted = {**options, "min_score": min_score, "renormalize": renormalize, "top_k": top_k}
+        kept = filtered(filler, reference, text, **wanted)  # type: ignore[arg-type]
         if not any(kept) and min_score == 0.0:
             with pytest.raises(InputError, match="no token of the vocabulary is left"):
                 filler.fill(text, **wanted)  # type: ignore[arg-type]
@@ -207,6 +191,41 @@ def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
 
     ask()
     assert answered > 3  # 16 to 28 of 60
+
+
+def filtered(
+    filler: MaskFiller,
+    reference: Reference,
+    text: str,
+    *,
+    targets: list[str] | None,
+    allow: list[str] | None,
+    deny: list[str] | None,
+    words_only: bool,
+    pattern: str | None,
+    min_score: float,
+    renormalize: bool,
+    top_k: int,
+) -> list[list[tuple[float, int]]]:
+    """PyTorch's log-probabilities and tokens for each mask, after each filter in the plainest way."""
+    ids = reference.encode(text)
+    words = filler.model.encoder.vocabulary.words
+    kept = []
+    for place in (place for place, token in enumerate(ids) if token == reference.mask):
+        logprobs = reference.logprobs(ids, place).numpy()
+        chosen = [
+            token
+            for token, word in enumerate(words[: len(reference.tokenizer)])
+            if (targets is None or (word in targets and starts_word(reference, token)))
+            and (allow is None or word in allow)
+            and word not in (deny or [])
+            and (not words_only or (is_word(word) and starts_word(reference, token)))
+            and (pattern is None or re.fullmatch(pattern, word))
+        ]
+        total = np.log(np.exp(logprobs[chosen]).sum()) if renormalize and chosen else 0.0
+        found = sorted(((float(logprobs[token] - total), token) for token in chosen), reverse=True)
+        kept.append([pair for pair in found if pair[0] >= math.log(min_score or 1e-300)][:top_k])
+    return kept
 
 
 ONE_TOKEN = {"bert": ["good", "film", "the", "a", "very"], "roberta": ["the", "a", "of", "and", "in"]}
