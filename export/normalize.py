@@ -71,10 +71,7 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
 
 
 def _drop_identities(graph: ir.Graph) -> None:
-    """Remove Identity nodes, which exporters use for shared weights.
-
-    Those in subgraphs are kept: there, an Identity may return a value of the outer graph, which nothing else can do.
-    """
+    """Take away the names that weights have twice; those in branches stay, which may give out what is not theirs."""
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Identity" else None
         if source is not None and not node.outputs[0].is_graph_output():
