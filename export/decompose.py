@@ -62,6 +62,7 @@ def _attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
     unsupported = [name for name, each in node.attributes.items() if name not in _KEPT_ATTRIBUTES and each.value]
     if len(shape) != 4 or not isinstance(shape[3], int) or unsupported or any(more) or not write.only(0):
         return
+    # Grouped-query attention, in which several heads share their keys, would need the keys repeated.
     if write.shape(key)[1:2] != shape[1:2]:
         return
     turned = write.add("Transpose", [key], perm=[0, 1, 3, 2])
@@ -69,6 +70,8 @@ def _attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
     scores = write.add("Mul", [write.add("MatMul", [query, turned]), scale])
     if mask is not None:
         if found.kinds.get(mask.name or "") == np.bool_:
+            # Boolean masks become additive ones: 0 for visible keys, the lowest finite number for hidden ones. With
+            # -inf, a text without any visible key would give NaN.
             least = float(np.finfo(write.kind).min)
             mask = write.add("Where", [mask, write.number("attended", 0), write.number("ignored", least)])
         scores = write.add("Add", [scores, mask])
@@ -79,6 +82,7 @@ def _skip_norm(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
     """SkipLayerNormalization: an addition and a layer norm."""
     write = _Writer(graph, node, found)
     one, other, gain, shift, bias = write.inputs[:5]
+    # Outputs 1 and 2, mean and variance, are for training; output 3 is the sum, the residual of the next layer.
     if not write.only(0, 3):
         return
     total = write.add("Add", [one, other])
@@ -127,6 +131,7 @@ def _packed_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
         [None] * 3 if offsets is None else np.split(offsets, 3),
         strict=True,
     ):
+        # A slice of the packed matrix refers to all of it, so each part needs its own memory.
         held = add_constant(graph, f"{node.outputs[0].name}_{name}", np.ascontiguousarray(matrix))
         value = write.add("MatMul", [source, held])
         if offset is not None:
@@ -141,6 +146,7 @@ def _embeddings(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
     """EmbedLayerNormalization: embedding lookups, their sum, a layer norm, and the number of tokens of each text."""
     write = _Writer(graph, node, found)
     ids, segments, words, places, kinds, gain, shift, mask, positions = write.inputs
+    # Without `positions`, the positions are 0, 1, 2, ...: the first rows of the position table.
     if positions is not None or not write.only(0, *([] if mask is None else [1]), 2):
         return
     first, last, axis = (add_constant(graph, f"embedding_{each}", np.array([each])) for each in (0, 1, 0))
@@ -150,6 +156,7 @@ def _embeddings(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
         total = write.add("Add", [total, write.add("Gather", [kinds, segments])])
     epsilon = node.attributes.get_float("epsilon", 1e-12)
     norm = write.add("LayerNormalization", [total, gain, shift], axis=-1, epsilon=epsilon)
+    # Output 1 is the number of tokens of each text, which ONNX Runtime's fused attention takes as its mask.
     counts = None if mask is None else write.add("ReduceSum", [mask, last], keepdims=0)
     write.replace(norm, counts, total)
 

@@ -241,6 +241,7 @@ def _plan_group(
                 pairs = adjacent_pairs(np.concatenate([np.arange(len(exact)), ranges[step][0].columns]))
                 scales = column_scales(exact, pairs)
                 rounded[step] = QuantizedWeights(round_with_feedback(exact, scales, factor, pairs), scales)
+    # The layers of a site are rounded as one matrix; each gets its columns.
     ends = np.cumsum([0, *(layer.weights.shape[1] for layer in layers)]).tolist()
     return {
         site.name: SitePlan(
@@ -271,6 +272,7 @@ def _with_columns(
     """Return the steps for which outlier columns are worth their time."""
     few, many = (plan_activation(stats, share) for share in _EXTRA_SHARES)
     errors = [_activation_error(each, stats.sample, weights) for each in (plain, few, many)]
+    # `columns` must be better than what `int8` already does, or the search would pay for it in vain.
     best: dict[Step, list[ActivationPlan]] = {"int8": [few if errors[1] < _WORTH_IT * errors[0] else plain]}
     if errors[2] < _WORTH_IT * (errors[1] if best["int8"] == [few] else errors[0]):
         best["columns"] = [many]
@@ -286,6 +288,7 @@ def _error(
     # For a vocabulary head, a part of the outputs is representative.
     exact, held = exact[:, :4096], rounded.weights[:, :4096] * rounded.scales[:4096]
     wanted = sample @ exact
+    # Relative to the variance of each output, so that the errors of different layers can be compared.
     spread = np.maximum(wanted.var(axis=0), 1e-12)
     return float(np.sqrt((np.square(simulate(ranges, sample) @ held - wanted).mean(axis=0) / spread).mean()))
 

@@ -57,6 +57,7 @@ class _Switches:
         graph.inputs.append(self._flags)
 
     def __call__(self, site: str, old: ir.Value, new: ir.Value) -> None:
+        # Both versions stay in the graph, and the flag of the site selects one at run time.
         place = add_constant(self._graph, "site", np.array([self._sites.index(site)]))
         users = list(old.uses())
         flag = add_node(self._graph, "Gather", [self._flags, place], {"axis": 0})
@@ -75,6 +76,7 @@ def _looked_up(graph: ir.Graph, node: ir.Node, plan: QuantizationPlan, stored: d
         stored[name] = add_constant(graph, f"{name}_int8", held.upper)
         stored[f"{name}_lower"] = add_constant(graph, f"{name}_int8_lower", held.lower)
 
+    # (upper + lower / 256) * scale, for the rows that the ids select; the table is never dequantized as a whole.
     def rows(constant: ir.Value) -> ir.Value:
         return add_node(graph, "Gather", [constant, node.inputs[1]], {"axis": 0})
 
@@ -88,6 +90,7 @@ def _looked_up(graph: ir.Graph, node: ir.Node, plan: QuantizationPlan, stored: d
 
 
 def _products(graph: ir.Graph, site: Site, plan: StepPlan, stored: dict[str, ir.Value]) -> list[ir.Value]:
+    # Quantized once for all layers that take the activation, such as the projections for Q, K and V.
     values, scale, zero_point = add_quantized(graph, site.activation, plan.ranges)
     found = []
     for layer in site.layers:
@@ -111,6 +114,7 @@ def _weights(graph: ir.Graph, layer: Dense, plan: StepPlan, stored: dict[str, ir
         return add_node(graph, "Transpose", [table], {"perm": [1, 0]}), scales
     name = layer.weights_name
     if name not in stored:
+        # Each outlier column of the activation multiplies a copy of its channel's row.
         rows = np.concatenate([held.weights, held.weights[plan.ranges.columns]])
         stored[name] = add_constant(graph, f"{layer.name}_int8", np.ascontiguousarray(rows))
     return stored[name], scales

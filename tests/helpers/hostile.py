@@ -1,4 +1,4 @@
-"""Bundles that somebody made to do harm: their hashes are right, since who makes a bundle writes them."""
+"""Hostile bundles. Their hashes match, since whoever makes a bundle also writes its hashes."""
 
 import json
 import shutil

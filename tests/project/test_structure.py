@@ -229,6 +229,18 @@ def test_what_is_long_says_why(folder: str) -> None:
             )
 
 
+def test_the_source_tree_of_contributing_names_every_module() -> None:
+    """Of the packages, by its stem; and every folder of tests."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[3]
+    named = set(re.findall(r"\w+", tree))
+    for folder in ("mlm_infer", *PARTS):
+        modules = {path.stem for path in (ROOT / folder).rglob("*.py") if not path.stem.startswith("__")}
+        assert modules <= named, folder
+    assert {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")} <= named
+    for name in re.findall(r"\w+\.py", tree):
+        assert any(ROOT.glob(f"*/{name}")) or any((ROOT / "mlm_infer").glob(f"*/{name}")), name
+
+
 def test_files_of_tests_that_are_named_exist() -> None:
     """In documents, comments and the Makefile."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
