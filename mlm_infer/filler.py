@@ -37,8 +37,8 @@ __all__ = ["MaskFiller", "open_named"]
 
 logger = logging.getLogger(__name__)
 
+# Limits far beyond any use: each beam is a row of a batch, and ONNX Runtime allocates a stack per thread.
 _WIDEST_BEAM = 100
-
 _MOST_THREADS = 1024
 
 
@@ -97,6 +97,7 @@ class MaskFiller:
             folder, manifest = locate(
                 model, precision=precision, backend=backend, revision=revision, local_files_only=local_files_only
             )
+        # The file is verified and then opened by name: it must be the same file both times.
         with unchanged(folder, [TOKENIZER]):
             encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
@@ -122,6 +123,7 @@ class MaskFiller:
         again = None if model is None else place / manifest.models[chosen].file if plain else place
         self._arguments = (again, device, precision, threads, backend)
         if self_test:
+            # Only fp32 on a CPU computes nearly the same numbers on every machine; the others get a wider tolerance.
             exact = self.info.precision == "fp32" and "cuda" not in self.info.provider.lower()
             answers = manifest.known_answers.get(chosen, ())
             check_answers(folder, self.info.precision, answers, self._logprobs_of, exact=exact)
@@ -364,6 +366,7 @@ class MaskFiller:
         check_choice("order", order, get_args(Order))
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
+        # One text per combination of span lengths; each is searched on its own, and the best of all are returned.
         expanded = expand_spans(text, self.model.manifest.mask_token)
         parts = [(self._one_with_masks(plain), spans, counts) for plain, spans, counts in expanded]
         return infill_text(
@@ -422,6 +425,7 @@ class MaskFiller:
             raise InputError(f"inputs is a {type(inputs).__name__}; give a string or a list of strings")
         top_k = check_top_k(self.model, top_k)
         results = answer_as_pipeline(self.model, texts, top_k, targets)
+        # The pipeline, too, unwraps a list of one text.
         return results[0] if len(results) == 1 else results
 
     def _one_with_masks(self, text: str) -> EncodedText:

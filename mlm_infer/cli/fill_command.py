@@ -105,6 +105,7 @@ def main(
         "long_text": long_text,
     }
     filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
+    # Options are validated by the filler and not by click, so that Python and the command give the same messages.
     if output is not None:
         _to_file(filler, texts, paths, column, output, resume, options)
         return

@@ -37,7 +37,7 @@ def open_checkpoint(
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{model} is not a checkpoint: it contains no config.json")
     try:
-        # A bar for reading files that are on the disk already; that of the download is huggingface-hub's.
+        # Hides the bar for loading local files; the download's bar is that of huggingface-hub and stays.
         with _no_bars():
             loaded, info = AutoModelForMaskedLM.from_pretrained(
                 model,
@@ -56,6 +56,7 @@ def open_checkpoint(
         raise ModelError(f"cannot load {model} as a masked language model: {first_line(error)}") from error
     if tokenizer.mask_token_id is None:
         raise ModelError(f"the tokenizer of {model} has no mask token, so nothing can be masked")
+    # Tokens without an embedding would be an index error in the middle of a run.
     embeddings = loaded.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
         raise ModelError(
@@ -87,6 +88,7 @@ def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
         model: The model.
         tokenizer_limit: `model_max_length` of its tokenizer, which may be absurdly large.
     """
+    # The smallest of all limits, since configurations and tokenizers of checkpoints often disagree.
     limits = [tokenizer_limit]
     for name in ("max_position_embeddings", "n_positions"):
         value = getattr(model.config, name, None)
@@ -96,6 +98,7 @@ def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
         if name.endswith("position_embeddings") and hasattr(module, "weight"):
             padding = getattr(module, "padding_idx", None)
             limits.append(module.weight.shape[0] - (0 if padding is None else padding + 1))
+    # Up to this length, transformers itself switches BigBird to full attention.
     if getattr(model.config, "attention_type", None) == "block_sparse":
         limits.append((5 + 2 * model.config.num_random_blocks) * model.config.block_size)
     return min(limits)
@@ -110,6 +113,7 @@ def special_ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[
     Args:
         tokenizer: A tokenizer with a mask token.
     """
+    # The mask token is a single token in every tokenizer, so what surrounds it is what is added.
     whole: list[int] = tokenizer(tokenizer.mask_token)["input_ids"]
     inner = tokenizer(tokenizer.mask_token, add_special_tokens=False)["input_ids"]
     start = next(at for at in range(len(whole)) if whole[at : at + len(inner)] == inner)

@@ -54,6 +54,7 @@ class TextEncoder:
             )
         self._manifest = manifest
         self.vocabulary = Vocabulary(self._tokenizer, manifest.vocab_size)
+        # Longest first: a regular expression takes the first alternative that matches.
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
         # Each prediction decodes its token twice, and the same tokens are predicted again and again.
         self._text_of_one = lru_cache(maxsize=_REMEMBERED)(lambda token_id: self._text_of([token_id]))
@@ -147,6 +148,7 @@ class TextEncoder:
         positions = tuple(index for index, token in enumerate(ids) if token == manifest.mask_id)
         if not positions:
             raise TextError(name, f"has no mask; write {manifest.mask_token} where a word is missing: {shown(text)}")
+        # A mask that touches other text may be tokenized together with it, or a tokenizer may add masks of its own.
         if len(positions) != len(spans):
             raise TextError(
                 name,
@@ -176,6 +178,7 @@ class TextEncoder:
         Args:
             spans: Spans of the masks in the user's text.
         """
+        # Each mask before an offset shifts it by the difference between the two spellings.
         moved = [0]
         for start, end in spans:
             moved.append(moved[-1] + len(self._manifest.mask_token) - (end - start))
@@ -213,6 +216,7 @@ class TextEncoder:
 
     def _whole(self, plain: str, text: str) -> WholeText:
         found = self._tokenizer.encode(plain)
+        # Counted from both ends, because a special token within the text belongs to the text.
         special: list[int] = found.special_tokens_mask
         head = next((index for index, each in enumerate(special) if not each), len(special))
         tail = next((index for index, each in enumerate(reversed(special)) if not each), 0)
@@ -225,6 +229,7 @@ class TextEncoder:
             text: The part.
             begins_word: Whether it follows a space, as opposed to continuing the word before it.
         """
+        # Only byte-level vocabularies distinguish a word at the start of a text from one after a space.
         part = text.strip()
         if self.vocabulary.marker == "Ġ" and begins_word:
             part = f" {part}"
@@ -241,6 +246,7 @@ class TextEncoder:
             text: The input text.
             fillings: Spans of masks, in order, and the ids that replace them.
         """
+        # Not decoded from the ids: the user's case and spacing are kept.
         result, end = "", 0
         for (start, after), ids in fillings:
             result = self._join(result + text[end:start], ids)
