@@ -67,8 +67,10 @@ def main(
     if avx2:
         machines.append(Machine(", AVX2", "avx2", avx2_environment(work / "avx2")))
     gpu = _cuda_name() if device == "cuda" else None
+    # Every figure is relative to the pipeline, so it always runs.
     chosen = [name for name in held if not engines or name in engines or name == "transformers pipeline"]
     setup = _Setup(work, chosen, device, threads, machines)
+    # Before any engine runs, while the machine is quiet.
     peak = machine_peak(threads)
     results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -168,8 +170,10 @@ def _cuda_name() -> str:
 def _multiply_adds(checkpoint: Path, tokens: int, rows: int) -> float:
     """Return the multiply-adds of the dense layers, with all of the last layer but K and V at the masks only."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    # DistilBERT has its own names for width and depth.
     width = config.get("hidden_size") or config["dim"]
     layers = config.get("num_hidden_layers") or config["n_layers"]
+    # Per layer 12 d²: four projections of d² and a feed-forward layer of 8 d². Of the last one, K and V at all tokens.
     everywhere = (layers - 1) * 12 * width**2 + 2 * width**2
     at_masks = 10 * width**2 + width**2 + width * config["vocab_size"]
     return float(tokens * everywhere + rows * at_masks)

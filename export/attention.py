@@ -60,6 +60,7 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
     for match in found:
         if match.masked and padding is None:
             (mask,) = (each for each in graph.inputs if each.name == "attention_mask")
+            # One cast for all layers: the operator takes the mask as int32 [batch, keys].
             padding = add_node(graph, "Cast", [mask], {"to": ir.DataType.INT32}, before=graph[0])
             padding.name = "key_padding_mask"
             shapes["key_padding_mask"] = ("B", "L")
@@ -81,12 +82,14 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
 
 
 def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
+    # From the softmax forwards: weights times V, then heads moved back and joined.
     weights = _past_guards(softmax.outputs[0], shapes)
     product = _only_user(weights, "MatMul")
     if product is None or product.inputs[0] is not weights:
         return None
     turned = _only_user(_past_guards(product.outputs[0], shapes), "Transpose")
     last = _only_user(turned.outputs[0], "Reshape") if turned is not None and _perm(turned) == _HEADS_FIRST else None
+    # And backwards: mask or bias, scale, Q K^T, and the projections split into heads.
     scores = _scores(softmax.inputs[0], shapes)
     if last is None or scores is None:
         return None
@@ -97,9 +100,11 @@ def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
         return None
     shape = shapes.get(query_key.inputs[0].name or "") if query_key.inputs[0] is not None else None
     joined = shapes.get(last.outputs[0].name or "", ())
+    # Only whole texts: a local window splits the length into blocks, which the operator does not do.
     whole = all(shapes.get(each.name or "", ())[:2] == ("B", "L") for each in (query[0], key[0], value[0]))
     if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or joined[:2] != ("B", "L") or not whole:
         return None
+    # Some models scale the queries or keys before the product. A scaled value has no equivalent in the operator.
     total = scale * query[1] * key[1]
     return _Match(query[0], key[0], value[0], shape[1], total, masked, bias, last) if value[1] == 1 else None
 
@@ -234,6 +239,7 @@ def _sources(value: ir.Value) -> set[str]:
         if each.is_graph_input():
             sources.add(each.name or "")
         elif producer is not None and producer.op_type != "Shape":
+            # The other inputs of these operators are shapes and indices.
             first_only = producer.op_type in ("Expand", "Reshape", "Unsqueeze", "Slice")
             inputs = producer.inputs[:1] if first_only else producer.inputs
             pending.extend(source for source in inputs if source is not None)
@@ -243,6 +249,7 @@ def _sources(value: ir.Value) -> set[str]:
 def _varying(value: ir.Value, shapes: dict[str, Shape]) -> set[int]:
     """Return the axes, counted from the last (-1), along which the elements of a value may differ."""
     shape = shapes.get(value.name or "", ("?",) * 9)
+    # An axis of size 1 cannot vary. From there on, a value varies where its inputs do.
     own = {axis - len(shape) for axis, size in enumerate(shape) if size != 1}
     node = value.producer()
     if node is None or not own:

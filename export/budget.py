@@ -42,6 +42,7 @@ class Budget:
 
     def met(self, perplexity: float, exact_perplexity: float, agreement: float) -> bool:
         """Return whether a model meets the budget."""
+        # A model that quantization happens to improve has a negative increase, which is within any budget.
         increase = perplexity / exact_perplexity - 1
         return increase <= self.max_perplexity_increase and agreement >= self.agreement(exact_perplexity)
 

@@ -266,6 +266,7 @@ def _effects(
     both = copy_model(model)
     apply_plan(both, plan, {}, switches=True)
     session = open_model(both)
+    # Two batches of medium length: representative, and every part takes a run of each.
     middle = [batches[len(batches) * share // 3] for share in (1, 2)]
     parts = list(plan.sites)
 
@@ -301,6 +302,7 @@ def _answers(model: ir.Model, inputs: Sequence[str], batches: Sequence[Batch]) -
 
 def _same_best(exact: _Answers, found: _Answers) -> NDArray[np.bool_]:
     """Return for which masks the top-1 prediction agrees; in a tie, either token counts."""
+    # Two tokens whose fp32 probabilities differ by less than rounding can change places on any machine.
     tied = exact[2][:, 0] - exact[2][:, 1] < 1e-4
     same: NDArray[np.bool_] = (exact[0][:, 0] == found[0][:, 0]) | tied & (exact[0][:, 1] == found[0][:, 0])
     return same
