@@ -85,7 +85,7 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export MODEL (a Hub id or a folder) to the bundle OUTPUT, and compare it with PyTorch.
+    """Export MODEL (a Hub id, a folder or an ONNX file) to the bundle OUTPUT, and compare the answers.
 
     \b
     mlm-export distilbert/distilroberta-base out --quantize
