@@ -169,7 +169,7 @@ def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
         )
         options = {"allow": allow, "deny": deny, "words_only": words_only, "pattern": pattern, "targets": targets}
         wanted = {**options, "min_score": min_score, "renormalize": renormalize, "top_k": top_k}
-        kept = filtered(filler, reference, text, **wanted)  # type: ignore[arg-type]
+        kept = filtered(filler, reference, text, wanted)
         if not any(kept) and min_score == 0.0:
             with pytest.raises(InputError, match="no token of the vocabulary is left"):
                 filler.fill(text, **wanted)  # type: ignore[arg-type]
@@ -194,20 +194,10 @@ def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
 
 
 def filtered(
-    filler: MaskFiller,
-    reference: Reference,
-    text: str,
-    *,
-    targets: list[str] | None,
-    allow: list[str] | None,
-    deny: list[str] | None,
-    words_only: bool,
-    pattern: str | None,
-    min_score: float,
-    renormalize: bool,
-    top_k: int,
+    filler: MaskFiller, reference: Reference, text: str, options: dict[str, Any]
 ) -> list[list[tuple[float, int]]]:
     """PyTorch's log-probabilities and tokens for each mask, after each filter in the plainest way."""
+    targets, allow, pattern, min_score = (options[name] for name in ("targets", "allow", "pattern", "min_score"))
     ids = reference.encode(text)
     words = filler.model.encoder.vocabulary.words
     kept = []
@@ -218,13 +208,13 @@ def filtered(
             for token, word in enumerate(words[: len(reference.tokenizer)])
             if (targets is None or (word in targets and starts_word(reference, token)))
             and (allow is None or word in allow)
-            and word not in (deny or [])
-            and (not words_only or (is_word(word) and starts_word(reference, token)))
+            and word not in (options["deny"] or [])
+            and (not options["words_only"] or (is_word(word) and starts_word(reference, token)))
             and (pattern is None or re.fullmatch(pattern, word))
         ]
-        total = np.log(np.exp(logprobs[chosen]).sum()) if renormalize and chosen else 0.0
+        total = np.log(np.exp(logprobs[chosen]).sum()) if options["renormalize"] and chosen else 0.0
         found = sorted(((float(logprobs[token] - total), token) for token in chosen), reverse=True)
-        kept.append([pair for pair in found if pair[0] >= math.log(min_score or 1e-300)][:top_k])
+        kept.append([pair for pair in found if pair[0] >= math.log(min_score or 1e-300)][: options["top_k"]])
     return kept
 
 
