@@ -143,7 +143,7 @@ class Checkpoint:
     def row_logprobs(
         self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Run PyTorch with the vocabulary head at the selected rows only, if that gives the same logits."""
+        """Run PyTorch with its head at the rows alone, where that gives the same logits."""
         ids, attention = (torch.from_numpy(arrays[name]) for name in ("input_ids", "attention_mask"))
         if self._fast is None:
             self._fast = rows_are_exact(self.model, ids, attention)

@@ -37,7 +37,7 @@ def open_checkpoint(
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{model} is not a checkpoint: it contains no config.json")
     try:
-        # Hides the bar for loading local files; the download's bar is that of huggingface-hub and stays.
+        # A bar for reading files that are on the disk already; that of the download is huggingface-hub's.
         with _no_bars():
             loaded, info = AutoModelForMaskedLM.from_pretrained(
                 model,
@@ -56,7 +56,6 @@ def open_checkpoint(
         raise ModelError(f"cannot load {model} as a masked language model: {first_line(error)}") from error
     if tokenizer.mask_token_id is None:
         raise ModelError(f"the tokenizer of {model} has no mask token, so nothing can be masked")
-    # Tokens without an embedding would be an index error in the middle of a run.
     embeddings = loaded.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
         raise ModelError(
