@@ -16,6 +16,7 @@ __all__ = ["main"]
 
 _LENGTHS = (25, 128)
 _BULK = 500
+"""Tokens of the single texts, a sentence and a paragraph; and number of texts in bulk."""
 
 Fill = Callable[[Sequence[str]], object]
 
@@ -61,6 +62,7 @@ def main(
         except DependencyError as error:
             click.echo(f"{name} is left out: {error}", err=True)
             continue
+        # The first call is part of the start: it allocates memory and starts threads.
         filler.fill(bulk[0])
         figures[name] = {"load and first answer, s": time.perf_counter() - started}
         engines[name] = filler.fill_batch
@@ -116,6 +118,7 @@ def _measure(
             for name, found in times.items():
                 figures[name][f"{length} tokens p50, ms"] = statistics.median(found)
                 figures[name][f"{length} tokens p95, ms"] = statistics.quantiles(found, n=20)[18]
+        # In four rounds, so that a slow minute of the machine does not hit a single engine.
         spent = dict.fromkeys(engines, 0.0)
         for part in range(4):
             for name, fill in engines.items():

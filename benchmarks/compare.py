@@ -145,6 +145,8 @@ def texts_of_length(count_tokens: Callable[[str], int], mask: str, length: int, 
     texts: list[str] = []
     start = 0
     while len(texts) < count and start + length < len(words):
+        # A word is one or more tokens, so words are added until the text has the length. If a word jumps over it, the
+        # text is dropped and the next one starts behind it.
         taken = length // 2
         text = ""
         while taken <= length:
@@ -193,6 +195,7 @@ def compare_shape(
         on_step(f"{len(texts)} texts of {length} tokens, in turns")
         times: dict[str, list[float]] = {name: [] for name in results}
         for text in texts:
+            # Engines in turns for every text, instead of one after the other for all: a disturbance hits all engines.
             for worker in workers:
                 # The previous engine has filled the caches with its own weights: each turn starts with an untimed run.
                 answer = worker.ask([text], warm_up=1)
@@ -219,12 +222,14 @@ def _bulk(
 
     In bulk, each peer uses its best batch size. This package gets all texts at once and batches them itself.
     """
+    # Few texts suffice to find each peer's best size; the bulk measurement below uses all of them.
     some = bulk[:64]
     on_step(f"{len(some)} texts in calls of {', '.join(map(str, CALL_SIZES))}")
     by_size: dict[str, dict[str, float]] = {worker.name: {} for worker in workers}
     for size in CALL_SIZES:
         for worker in workers:
             by_size[worker.name][str(size)] = len(some) / worker.ask(some, size)["seconds"]
+    # Every fourth text, so that the parts have the same mixture of lengths.
     parts = [bulk[part::4] for part in range(4)]
     batch = {name: int(max(found, key=found.__getitem__)) for name, found in by_size.items()}
     batch |= {name: len(parts[0]) for name in batch if name.startswith("mlm-infer")}
@@ -273,6 +278,7 @@ def machine_peak(threads: int) -> float:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
+    # The shape of BERT-base's feed-forward layer, with enough rows to reach the peak.
     rows, inner, outer = 1024, 768, 3072
     weights = np.ones((inner, outer), np.int8)
     graph = helper.make_graph(
@@ -287,6 +293,7 @@ def machine_peak(threads: int) -> float:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(onnx.ModelProto.SerializeToString(model), options)
     feed = {"x": np.ones((rows, inner), np.uint8)}
+    # The minimum: a peak is what the machine can do undisturbed.
     best = math.inf
     for _ in range(50):
         started = time.perf_counter()

@@ -13,6 +13,7 @@ from mlm_infer.shared.samples import movie_reviews
 from mlm_infer.shared.tables import format_table
 
 _ROUNDS = 9
+"""Odd, so that the median is one of the measured ratios."""
 
 
 @click.command()
@@ -33,7 +34,7 @@ def main(bundle: Path, checkpoint: Path, threads: int, precision: str) -> None:
     filler = MaskFiller(bundle, threads=threads, precision=precision)
     mask = filler.info.mask_token
     texts = bulk_texts(mask, 256, "validation")
-    targets = [word for word in filler.engine.encoder.vocabulary.ids if word.isalpha()][:10_000]
+    targets = [word for word in filler.model.encoder.vocabulary.ids if word.isalpha()][:10_000]
     sentences = movie_reviews("validation")[:8]
     by_torch = _torch_scores(checkpoint)
 
@@ -63,8 +64,10 @@ def main(bundle: Path, checkpoint: Path, threads: int, precision: str) -> None:
     ]
     rows = []
     for ours, run, theirs, plain in cases:
+        # Untimed: the first calls fill caches of vocabulary lookups and warm up the threads.
         run()
         plain()
+        # The ratio of each pair, not of the sums: the load of the machine changes from round to round.
         pairs = [(_seconds(run), _seconds(plain)) for _ in range(_ROUNDS)]
         ratio = statistics.median(slow / quick for quick, slow in pairs)
         cells = [f"{statistics.median(each) * 1e3:.0f}" for each in zip(*pairs, strict=True)]
@@ -85,6 +88,7 @@ def _torch_scores(checkpoint: Path) -> Callable[[str], float]:
     def score(text: str) -> float:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         total = 0.0
+        # Without the special tokens at both ends.
         for place in range(1, ids.shape[1] - 1):
             masked = ids.clone()
             masked[0, place] = tokenizer.mask_token_id

@@ -1,17 +1,21 @@
-"""`python -m mlm_infer.benchmarks.peers`: compares this package with other engines."""
+"""`python -m mlm_infer.benchmarks.peers`: compares this package with other engines (mlm-bench measures one bundle)."""
 
 import datetime
 import importlib.metadata
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from mlm_infer.errors import DeviceError, InputError
 from mlm_infer.shared.command import command_errors
+
+if TYPE_CHECKING:
+    from .compare import Machine
 
 HERE = Path(__file__).parent
 
@@ -45,12 +49,11 @@ def main(
     output: Path | None,
 ) -> None:
     """Compare this package with other engines, and write figures, tables and a chart."""
-    from mlm_infer import MaskFiller
     from mlm_infer.runtime.cpu import cpu_kind, cpu_name
 
     from .avx2 import avx2_environment
-    from .compare import Machine, Worker, bulk_texts, compare_quality, compare_shape, machine_peak, texts_of_length
-    from .prepare import OPENVINO, prepare
+    from .compare import Machine, machine_peak
+    from .prepare import OPENVINO
     from .report import markdown, save_chart
     from .worker import ON_DEVICE
 
@@ -64,7 +67,10 @@ def main(
     if avx2:
         machines.append(Machine(", AVX2", "avx2", avx2_environment(work / "avx2")))
     gpu = _cuda_name() if device == "cuda" else None
+    # Every figure is relative to the pipeline, so it always runs.
     chosen = [name for name in held if not engines or name in engines or name == "transformers pipeline"]
+    setup = _Setup(work, chosen, device, threads, machines)
+    # Before any engine runs, while the machine is quiet.
     peak = machine_peak(threads)
     results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -79,31 +85,12 @@ def main(
         "quality": {},
     }
     for shape in shapes:
-        _say(f"{shape}: making models")
-        paths, pythons = prepare(shape, work, chosen, device)
-        with MaskFiller(paths["bundle"]) as filler:
-            mask = filler.info.mask_token
-            latency = {
-                length: texts_of_length(filler.count_tokens, mask, length, singles)
-                for length in (25, 128)
-                if length <= filler.info.max_length
-            }
-            bulk = bulk_texts(mask, sentences)
-            tokens = sum(filler.count_tokens(text) for text in bulk)
-        with Worker.start_all(pythons, paths, threads, machines) as workers:
-            found = compare_shape(workers, latency, bulk, _say)
+        found, derived = _measure_speed(setup, shape, singles, sentences, peak)
         results["shapes"][shape] = found
-        if "mlm-infer int8" in found:
-            needed = _multiply_adds(Path(paths["checkpoint"]), tokens, len(bulk)) / peak / 1e9
-            taken = len(bulk) / found["mlm-infer int8"]["bulk"]["texts_per_second"]
-            results["derived"][shape] = {"tokens": tokens, "int8_peak_share": needed / taken}
+        if derived is not None:
+            results["derived"][shape] = derived
     if trained:
-        _say(f"quality on {trained}: making models")
-        paths, pythons = prepare(trained, work, chosen, device)
-        with MaskFiller(paths["bundle"]) as filler:
-            unseen = bulk_texts(filler.info.mask_token, 500, "validation")
-        with Worker.start_all(pythons, paths, threads, machines) as workers:
-            results["quality"] = compare_quality(workers, unseen)
+        results["quality"] = _measure_quality(setup, trained)
     output = output or HERE / "results" / f"{results['date']}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -111,6 +98,61 @@ def main(
     save_chart(results, output.with_suffix(".png"))
     click.echo(markdown(results))
     _say(f"written: {output}, with a table (.md) and a chart (.png) beside it")
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What all measurements of a run share."""
+
+    work: Path
+    engines: list[str]
+    device: Literal["cpu", "cuda"]
+    threads: int
+    machines: "list[Machine]"
+
+
+def _measure_speed(
+    setup: _Setup, shape: str, singles: int, sentences: int, peak: float
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the figures of each engine on models of a shape, and int8's share of the peak if int8 was measured."""
+    from mlm_infer import MaskFiller
+
+    from .compare import Worker, bulk_texts, compare_shape, texts_of_length
+    from .prepare import prepare
+
+    _say(f"{shape}: making models")
+    paths, pythons = prepare(shape, setup.work, setup.engines, setup.device)
+    with MaskFiller(paths["bundle"]) as filler:
+        mask = filler.info.mask_token
+        latency = {
+            length: texts_of_length(filler.count_tokens, mask, length, singles)
+            for length in (25, 128)
+            if length <= filler.info.max_length
+        }
+        bulk = bulk_texts(mask, sentences)
+        tokens = sum(filler.count_tokens(text) for text in bulk)
+    with Worker.start_all(pythons, paths, setup.threads, setup.machines) as workers:
+        found = compare_shape(workers, latency, bulk, _say)
+    if "mlm-infer int8" not in found:
+        return found, None
+    needed = _multiply_adds(Path(paths["checkpoint"]), tokens, len(bulk)) / peak / 1e9
+    taken = len(bulk) / found["mlm-infer int8"]["bulk"]["texts_per_second"]
+    return found, {"tokens": tokens, "int8_peak_share": needed / taken}
+
+
+def _measure_quality(setup: _Setup, trained: str) -> dict[str, Any]:
+    """Return the agreement of each engine with the pipeline, on a trained checkpoint and sentences it has not seen."""
+    from mlm_infer import MaskFiller
+
+    from .compare import Worker, bulk_texts, compare_quality
+    from .prepare import prepare
+
+    _say(f"quality on {trained}: making models")
+    paths, pythons = prepare(trained, setup.work, setup.engines, setup.device)
+    with MaskFiller(paths["bundle"]) as filler:
+        unseen = bulk_texts(filler.info.mask_token, 500, "validation")
+    with Worker.start_all(pythons, paths, setup.threads, setup.machines) as workers:
+        return compare_quality(workers, unseen)
 
 
 def _cuda_name() -> str:
@@ -128,8 +170,10 @@ def _cuda_name() -> str:
 def _multiply_adds(checkpoint: Path, tokens: int, rows: int) -> float:
     """Return the multiply-adds of the dense layers, with all of the last layer but K and V at the masks only."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    # DistilBERT has its own names for width and depth.
     width = config.get("hidden_size") or config["dim"]
     layers = config.get("num_hidden_layers") or config["n_layers"]
+    # Per layer 12 d²: four projections of d² and a feed-forward layer of 8 d². Of the last one, K and V at all tokens.
     everywhere = (layers - 1) * 12 * width**2 + 2 * width**2
     at_masks = 10 * width**2 + width**2 + width * config["vocab_size"]
     return float(tokens * everywhere + rows * at_masks)

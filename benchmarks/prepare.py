@@ -9,6 +9,7 @@ from .shapes import SHAPES, make_checkpoint
 
 __all__ = ["OPENVINO", "prepare"]
 
+# Pinned, and in an environment of its own: optimum-intel requires other versions of transformers than this package.
 OPENVINO = ("torch==2.13.0", "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0")
 _QUANTIZE = """
 import sys
@@ -38,6 +39,7 @@ def openvino_python(work: Path) -> Path:
         subprocess.run([python, "-m", "pip", "install", "-q", *OPENVINO], check=True)  # noqa: S603
         # optimum-intel installs a torchvision that does not match torch, and transformers imports it if it is there.
         subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)  # noqa: S603
+        # Marks the environment as complete; without it, an interrupted installation is started again.
         (folder / "ready").touch()
     return python
 
@@ -69,6 +71,7 @@ def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[di
     else:
         paths["checkpoint"] = Path(model)
         budget = []
+    # A bundle of an earlier run may lack TorchScript, which was added to the comparison later.
     if not paths["bundle"].exists() or TORCHSCRIPT not in read_manifest(paths["bundle"]).models:
         formats = ["--format", "onnx", "--format", "torchscript"]
         precisions = ["--precision", "fp32", "--precision", "int8" if device == "cpu" else "fp16"]

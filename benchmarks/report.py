@@ -15,7 +15,7 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
 
     Args:
         results: What `python -m mlm_infer.benchmarks.peers` wrote.
-        shapes: Only these, and of each the first table alone.
+        shapes: The shapes to include, with the first table of each only; None for everything.
     """
     threads = f"{results['threads']} thread{'s' if results['threads'] > 1 else ''}"
     parts = [f"{results.get('gpu') or results['cpu']}, {threads}; `{results['command']}`, {results['date']}."]
@@ -39,6 +39,7 @@ def markdown(results: Mapping[str, Any], shapes: Sequence[str] | None = None) ->
 
 def _main_table(engines: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
     lengths = list(engines[PIPELINE]["latency_ms"])
+    # Results of earlier versions have no instruction sets.
     sets = "instruction_set" in engines[PIPELINE]
     header = [
         "",
@@ -51,6 +52,7 @@ def _main_table(engines: Mapping[str, Any], quality: Mapping[str, Any]) -> str:
     header += ["quality"] if quality else []
     rows = []
     for name, engine in engines.items():
+        # On each instruction set, engines are compared with the pipeline on the same one.
         base = engines[engine.get("base", PIPELINE)]
         cells = [_bold(name), *([engine["instruction_set"]] if sets else [])]
         for length in lengths:
@@ -87,6 +89,7 @@ def _against_openvino(engines: Mapping[str, Any]) -> list[str]:
         return []
     ours = engines["mlm-infer int8"]
     ratios = [
+        # The faster peer is the one against which our speed-up is smaller.
         f"{min(_speed(ours, peer, length) for peer in peers):.1f}x {f'at {length} tokens' if length else 'in bulk'}"
         for length in [*ours["latency_ms"], None]
     ]
@@ -118,6 +121,7 @@ def save_chart(results: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shape, engines = next(iter(results["shapes"].items()))
+    # Bar charts are drawn from the bottom up.
     names = [name for name in engines if not name.startswith(PIPELINE)][::-1]
     lengths = list(engines[PIPELINE]["latency_ms"])
     titles = [*(f"one text of {length} tokens" for length in lengths), "many texts"]

@@ -62,6 +62,7 @@ def byte_level_bpe(*, size: int, longest: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        # All 256 bytes, so that no text is unknown, as in the original vocabulary.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -78,6 +79,7 @@ def _fill_up(tokenizer: Tokenizer, size: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(values))
 
 
+# The sizes are those of the published models; the defaults of the other two classes are theirs already.
 def _distilroberta(layers: int = 6) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     config = RobertaConfig(
         vocab_size=50265,
@@ -120,6 +122,7 @@ def make_checkpoint(shape: str, folder: Path) -> Path:
         `folder`.
     """
     if not (folder / "config.json").exists():
+        # Seeded: every run measures the same weights, and agreement figures can be compared.
         torch.manual_seed(0)
         model, tokenizer = SHAPES[shape]()
         model.save_pretrained(folder)

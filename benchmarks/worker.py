@@ -38,6 +38,7 @@ def _ours(precision: str, *, backend: str = "auto") -> Callable[[dict[str, str],
 
 def _from_pipeline(pipe: Any) -> Fill:
     def fill(texts: list[str], batch: int) -> list[list[int]]:
+        # The pipeline returns a list per text only if it gets several texts.
         answers = pipe(texts, batch_size=batch) if len(texts) > 1 else [pipe(texts[0])]
         return [[each["token"] for each in answer] for answer in answers]
 
@@ -81,6 +82,7 @@ def _torch_rows(paths: dict[str, str], threads: int, *, script: bool = False) ->
             else:
                 logits = masked_logits(model, ids, mask, rows, fast=True)
             best = torch.log_softmax(logits, -1).topk(5)
+            # Decoding is part of the work of every engine, so it is done here too, and its result dropped.
             for tokens, _ in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 [tokenizer.decode([each]) for each in tokens]
                 found.append(tokens)
@@ -155,7 +157,7 @@ def _installed_mb() -> float:
 def main() -> None:
     """Answer requests until stdin ends."""
     engine, threads, paths = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-    # Libraries write to stdout; the answers need a channel of their own.
+    # Libraries print to stdout, so it is redirected to stderr, and the answers keep a copy of the original.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     started = 0.0
@@ -163,6 +165,7 @@ def main() -> None:
     first = True
     for line in sys.stdin:
         request = json.loads(line)
+        # Loaded with the first request, so that loading and the first answer can be timed together.
         if fill is None:
             started = time.perf_counter()
             fill = ENGINES[engine](paths, threads)
@@ -176,6 +179,7 @@ def main() -> None:
             answer["load_and_first"] = after - started
             answer["installed_mb"] = _installed_mb()
             first = False
+        # VmHWM is the peak resident memory of this process since it started.
         with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
             answer["peak_mb"] = next(int(row.split()[1]) for row in status if row.startswith("VmHWM")) / 1024
         answers.write(json.dumps(answer) + "\n")

@@ -1,12 +1,12 @@
 """Export a masked language model: `export_bundle(model, output)`, or `mlm-export` in a shell.
 
-Needs the extra `[export]`: torch, transformers, optimum-onnx, onnx and onnx-ir.
+Needs the extra `[export]`: torch, transformers, onnx and onnx-ir, and an exporter (see `exporters`).
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .int8 import Budget
+    from .budget import Budget
     from .parity import ParityCase, ParityReport
     from .run import export_bundle
 
@@ -20,10 +20,10 @@ def __getattr__(name: str) -> Any:
     from mlm_infer.errors import DependencyError
 
     try:
-        from . import int8, parity, run
+        from . import budget, parity, run
     except ImportError as error:
         raise DependencyError(
             f"exporting needs {error.name}; install it with: pip install 'mlm-infer[export,cpu]', or with Optimum: "
             "pip install 'mlm-infer[optimum,cpu]'"
         ) from error
-    return getattr({"export_bundle": run, "Budget": int8}.get(name, parity), name)
+    return getattr({"export_bundle": run, "Budget": budget}.get(name, parity), name)

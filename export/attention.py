@@ -15,7 +15,8 @@ from .shapes import Shape
 __all__ = ["fuse_attention"]
 
 _HEADS_FIRST = (0, 2, 1, 3)
-_KEYS_TURNED = (0, 2, 3, 1)
+_HEADS_FIRST_TRANSPOSED = (0, 2, 3, 1)
+"""Permutations of [batch, length, heads, width] for queries and values, and for keys."""
 
 _BATCH, _KEYS = -4, -1
 """Axes of scores, [batch, heads, queries, keys]."""
@@ -24,7 +25,8 @@ _ELEMENTWISE = frozenset(
     ["Add", "And", "Cast", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul"]
 ) | {"Not", "Or", "Sub", "Where", "Xor"}
 _REDUCTIONS = frozenset(["ReduceMax", "ReduceMin", "ReduceSum"])
-_MOVES = frozenset(["Cast", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"])
+_COPIES = frozenset(["Cast", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"])
+"""Operators whose output elements are those of their input."""
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
     for match in found:
         if match.masked and padding is None:
             (mask,) = (each for each in graph.inputs if each.name == "attention_mask")
+            # One cast for all layers: the operator takes the mask as int32 [batch, keys].
             padding = add_node(graph, "Cast", [mask], {"to": ir.DataType.INT32}, before=graph[0])
             padding.name = "key_padding_mask"
             shapes["key_padding_mask"] = ("B", "L")
@@ -79,48 +82,57 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
 
 
 def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
+    # From the softmax forwards: weights times V, then heads moved back and joined.
     weights = _past_guards(softmax.outputs[0], shapes)
     product = _only_user(weights, "MatMul")
     if product is None or product.inputs[0] is not weights:
         return None
     turned = _only_user(_past_guards(product.outputs[0], shapes), "Transpose")
     last = _only_user(turned.outputs[0], "Reshape") if turned is not None and _perm(turned) == _HEADS_FIRST else None
+    # And backwards: mask or bias, scale, Q K^T, and the projections split into heads.
     scores = _scores(softmax.inputs[0], shapes)
     if last is None or scores is None:
         return None
     query_key, scale, masked, bias = scores
-    query, key = _heads(query_key.inputs[0], _HEADS_FIRST), _heads(query_key.inputs[1], _KEYS_TURNED)
+    query, key = _heads(query_key.inputs[0], _HEADS_FIRST), _heads(query_key.inputs[1], _HEADS_FIRST_TRANSPOSED)
     value = _heads(product.inputs[1], _HEADS_FIRST)
     if query is None or key is None or value is None:
         return None
     shape = shapes.get(query_key.inputs[0].name or "") if query_key.inputs[0] is not None else None
     joined = shapes.get(last.outputs[0].name or "", ())
+    # Only whole texts: a local window splits the length into blocks, which the operator does not do.
     whole = all(shapes.get(each.name or "", ())[:2] == ("B", "L") for each in (query[0], key[0], value[0]))
     if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or joined[:2] != ("B", "L") or not whole:
         return None
+    # Some models scale the queries or keys before the product. A scaled value has no equivalent in the operator.
     total = scale * query[1] * key[1]
     return _Match(query[0], key[0], value[0], shape[1], total, masked, bias, last) if value[1] == 1 else None
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """Return the only user of a value, apart from nodes that only read its shape."""
+    """Return the only user of a value, not counting nodes that read its shape."""
     users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
 
 
 def _past_guards(value: ir.Value, shapes: dict[str, Shape]) -> ir.Value:
-    """Step over what puts zeros for a text without a token: no text is, and MultiHeadAttention gives no NaN."""
+    """Return the value behind a guard that replaces the attention of a text without tokens by zeros, if there is one.
+
+    Newer exporters add such guards against the NaN of a softmax over masked keys only. No text is without tokens here,
+    and MultiHeadAttention gives no NaN, so the guard can be dropped. It is a Where whose condition is IsNaN of the
+    value, or follows from `attention_mask` for a whole text.
+    """
     users = [use.node for use in value.uses() if use.node.op_type != "Shape"]
     choice = next((each for each in users if each.op_type == "Where" and each.inputs[2] is value), None)
     zero = constant_of(choice.inputs[1]) if choice is not None else None
     if choice is None or zero is None or zero.any():
         return value
     condition = choice.inputs[0]
-    asked = condition.producer() if condition is not None else None
-    if condition is None or asked is None:
+    test = condition.producer() if condition is not None else None
+    if condition is None or test is None:
         return value
-    if asked.op_type == "IsNaN":
-        return choice.outputs[0] if asked.inputs[0] is value and set(users) == {choice, asked} else value
+    if test.op_type == "IsNaN":
+        return choice.outputs[0] if test.inputs[0] is value and set(users) == {choice, test} else value
     empty = _varying(condition, shapes) <= {_BATCH} and _sources(condition) == {"attention_mask"}
     return choice.outputs[0] if empty and users == [choice] else value
 
@@ -206,7 +218,7 @@ def _heads(value: ir.Value | None, wanted: tuple[int, ...]) -> tuple[ir.Value, f
 
 
 def _is_padding_mask(value: ir.Value, shapes: dict[str, Shape]) -> bool:
-    """Tell whether a value depends on `attention_mask` alone and is the same for all queries, expanded or not."""
+    """Return whether a value depends on `attention_mask` only and is the same for all queries, expanded or not."""
     value = _unexpanded(value)
     shape = shapes.get(value.name or "", ())
     if value.producer() is None or len(shape) != 4 or shape[1] != 1 or shape[3] != "L":
@@ -215,7 +227,7 @@ def _is_padding_mask(value: ir.Value, shapes: dict[str, Shape]) -> bool:
 
 
 def _sources(value: ir.Value) -> set[str]:
-    """Return the inputs of the graph whose numbers, and not only shapes, a value depends on."""
+    """Return the inputs of the graph whose values, and not only shapes, a value depends on."""
     sources: set[str] = set()
     pending, seen = [value], set[ir.Value]()
     while pending:
@@ -227,6 +239,7 @@ def _sources(value: ir.Value) -> set[str]:
         if each.is_graph_input():
             sources.add(each.name or "")
         elif producer is not None and producer.op_type != "Shape":
+            # The other inputs of these operators are shapes and indices.
             first_only = producer.op_type in ("Expand", "Reshape", "Unsqueeze", "Slice")
             inputs = producer.inputs[:1] if first_only else producer.inputs
             pending.extend(source for source in inputs if source is not None)
@@ -234,8 +247,9 @@ def _sources(value: ir.Value) -> set[str]:
 
 
 def _varying(value: ir.Value, shapes: dict[str, Shape]) -> set[int]:
-    """Return the axes, counted from the last, along which a value may hold different numbers."""
+    """Return the axes, counted from the last (-1), along which the elements of a value may differ."""
     shape = shapes.get(value.name or "", ("?",) * 9)
+    # An axis of size 1 cannot vary. From there on, a value varies where its inputs do.
     own = {axis - len(shape) for axis, size in enumerate(shape) if size != 1}
     node = value.producer()
     if node is None or not own:
@@ -247,17 +261,18 @@ def _varying(value: ir.Value, shapes: dict[str, Shape]) -> set[int]:
         return own & _varying(inputs[0], shapes)
     if node.op_type not in _ELEMENTWISE:
         return own
+    # Newer exporters build the mask from comparisons of positions, some of which are always true.
     if node.op_type == "GreaterOrEqual":
         least = constant_of(inputs[1])
-        if least is not None and (least <= 0).all() and _counts_up(inputs[0]):
+        if least is not None and (least <= 0).all() and _is_not_negative(inputs[0]):
             return set()
     return own & set().union(*(_varying(each, shapes) for each in inputs))
 
 
-def _counts_up(value: ir.Value) -> bool:
-    """Tell whether a value is made of 0, 1, 2 and so on, or of larger numbers."""
+def _is_not_negative(value: ir.Value) -> bool:
+    """Return whether a value consists of non-negative positions: a Range, reshaped or with constants added."""
     node = value.producer()
-    while node is not None and (node.op_type in _MOVES or _adds_to(node)) and node.inputs[0] is not None:
+    while node is not None and (node.op_type in _COPIES or _adds_to(node)) and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     if node is None or node.op_type != "Range":
         return False

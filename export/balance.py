@@ -60,6 +60,7 @@ def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> d
         centre: Floats = ((old.low + old.high) / 2).astype(np.float32)
         width = _widths(old, site)
         if node.op_type == "LayerNormalization" and _is_last_axis(node):
+            # The residual stream takes the original output, so only this layer's input is replaced.
             activation = _normalized(graph, node, centre, width)
         elif node.op_type == "MultiHeadAttention" and (value := _only_value(node, site)) is not None:
             _set_dense(graph, value, value.weights / width, (_bias(value) - centre) / width)
@@ -67,6 +68,7 @@ def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> d
         else:
             continue
         for layer in site.layers:
+            # x W + b = ((x - c) / d) (d W) + (b + c W), with c the centre and d the width.
             bias = _bias(layer) + centre @ layer.weights
             layer.node.replace_input_with(0, activation)
             if layer.table is not None:
@@ -79,6 +81,7 @@ def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> d
 def _widths(stats: ActivationStats, site: Site) -> Floats:
     """Return the widths that minimize the expected output error, from activations and weights together."""
     spread = np.maximum(stats.high - stats.low, 1e-6)
+    # Relative to the median, so that the usual channel keeps its scale.
     spread /= np.median(spread)
     weights = np.concatenate([layer.weights for layer in site.layers], axis=1)
     energy = (weights**2).sum(axis=1)

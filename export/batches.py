@@ -20,7 +20,7 @@ class Batch:
     Attributes:
         input_ids: [batch, length], padded on the right.
         attention_mask: 1 for a token, 0 for padding, [batch, length].
-        positions: Masks of each text as flat indices into batch * length, the first repeated, [batch, slots].
+        positions: Masks of each text as flat indices into batch * length, repeated to fill the row, [batch, slots].
         rows: Which of batch * slots are masks, in the order of the text, [masks].
         answers: The original ids at the masks, [masks].
     """
@@ -43,6 +43,7 @@ class Batch:
         counts = chosen.sum(axis=1)
         slots = int(counts.max())
         starts = np.arange(len(chosen))[:, None] * chosen.shape[1]
+        # Rectangular, although texts differ in their number of masks: `np.resize` repeats those of a text.
         positions = np.stack([np.resize(np.flatnonzero(row), slots) for row in chosen]) + starts
         rows = np.flatnonzero(np.arange(slots) < counts[:, None])
         return cls(input_ids, attention_mask, positions, rows, answers)
@@ -86,8 +87,10 @@ def mask_texts(
         free = np.flatnonzero(~np.isin(ids[row, :length], special))
         if len(free):
             chosen[row, free[random.random(len(free)) < share]] = True
+            # Every text needs a mask; with a small share, a short text would often get none.
             chosen[row, random.choice(free)] = True
         else:
+            # Nothing but special and unknown tokens: mask any token, so that the text still has a row.
             chosen[row, length // 2] = True
     answers = ids[chosen]
     ids[chosen] = tokenizer.mask_token_id
@@ -143,6 +146,7 @@ def shape_batches(
     stream = cycle(chain.from_iterable(texts))
     random = np.random.default_rng(0)
     special = tokenizer.num_special_tokens_to_add()
+    # One short text, mixed lengths (padding), equal lengths (no padding), unsorted lengths, and the longest text.
     for shape in ([8], [5, 17, 32], [16] * 8, [128, 90, 61, 7], [longest]):
         cut = [[next(stream) for _ in range(max(1, min(length, longest) - special))] for length in shape]
         batch = mask_texts(tokenizer, cut, random, share=0.15)

@@ -1,4 +1,4 @@
-"""`mlm-export info` and `mlm-export verify`: looking at a bundle, which needs none of what exporting needs."""
+"""`mlm-export info` and `mlm-export verify`, which need none of the packages that exporting needs."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["info", "verify"]
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @command_errors
 def info(bundle: Path, as_json: bool) -> None:
-    """Tell what BUNDLE is and holds, as its manifest says."""
+    """Show what BUNDLE contains, according to its manifest."""
     from mlm_infer.inspection import describe_bundle
 
     description = describe_bundle(bundle)
@@ -24,7 +24,7 @@ def info(bundle: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--torchscript", is_flag=True, help="Open its TorchScript model too, which runs the code in it.")
+@click.option("--torchscript", is_flag=True, help="Also open the TorchScript model, which runs the code in it.")
 @command_errors
 def verify(bundle: Path, torchscript: bool) -> None:
     """Check every file of BUNDLE: hashes, graphs, tokenizer, known answers."""

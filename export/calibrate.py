@@ -41,6 +41,7 @@ class ActivationStats:
     def moved(self, centre: NDArray[np.float32], width: NDArray[np.float32]) -> "ActivationStats":
         """Return the statistics of (x - centre) / width."""
         cross = np.outer(self.total, centre)
+        # (x - c)(x - c)^T = x x^T - x c^T - c x^T + c c^T, summed over the rows: no second run over the text is needed.
         gram = self.gram - cross - cross.T + self.rows * np.outer(centre, centre)
         return ActivationStats(
             low=(self.low - centre) / width,
@@ -109,5 +110,6 @@ def _add(stats: dict[str, ActivationStats], name: str, rows: NDArray[np.float32]
         old.gram += rows.T @ rows
         old.total += rows.sum(axis=0)
         old.rows += len(rows)
+    # A few rows of many batches are a better sample than all rows of the first ones.
     if len(old.sample) < 1024:
         old.sample = np.concatenate([old.sample, rows[:64]])

@@ -31,6 +31,12 @@ class Dense:
     table: ir.Value | None
     name: str
 
+    @property
+    def weights_name(self) -> str:
+        """Name of the weights in the graph, which several layers may share."""
+        value = self.node.inputs[1]
+        return (value.name if value is not None else None) or ""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -91,6 +97,7 @@ def dense_of(value: ir.Value | None) -> Dense | None:
 def _dense(node: ir.Node) -> Dense | None:
     weight = node.inputs[1]
     array, table = constant_of(weight), None
+    # A tied head multiplies by the transposed embedding table.
     turned = weight.producer() if weight is not None else None
     if array is None and turned is not None and turned.op_type == "Transpose":
         table = turned.inputs[0]
@@ -98,6 +105,7 @@ def _dense(node: ir.Node) -> Dense | None:
         array = None if inner is None else inner.T
     if array is None or array.ndim != 2 or array.dtype != np.float32:
         return None
+    # An addition counts as the bias only if nothing else uses the product; quantizing replaces both nodes by one.
     bias, last = None, node
     users = list(node.outputs[0].uses())
     if len(users) == 1 and users[0].node.op_type == "Add":
@@ -105,5 +113,6 @@ def _dense(node: ir.Node) -> Dense | None:
         if constant is not None and constant.shape == (array.shape[1],):
             bias, last = constant, users[0].node
     name = (node.name or node.outputs[0].name or "dense").strip("/").removesuffix("/MatMul").replace("/", ".")
+    # Without a lookup in the same graph there is no table to share, just a transposed matrix.
     shared = table is not None and is_table(table) and any(use.node.op_type == "Gather" for use in table.uses())
     return Dense(node, array, bias, last, table if shared else None, name)

@@ -1,8 +1,9 @@
-"""`python -m mlm_infer.export.first_use MODEL OUTPUT ARGUMENTS`: an export on behalf of another process.
+"""`python -m mlm_infer.export.first_use MODEL OUTPUT ARGUMENTS`: the export in a separate process on first use.
 
-`MaskFiller` starts it for a checkpoint that has no bundle yet, so that torch is not loaded into the serving process.
-It tells of itself on stdout, a JSON object per line: `{"step": ...}` as each step begins, `{"error": ...}` at the end
-of one that failed. ARGUMENTS are the keyword arguments of `export_bundle`, as JSON.
+`MaskFiller` starts it for a checkpoint or plain export that has no bundle in the cache yet
+(`mlm_infer/locate/cache.py`), so that the serving process does not load torch. ARGUMENTS are the keyword arguments of
+`export_bundle` as JSON. Progress is reported on stdout, one JSON object per line: `{"step": ...}` at the start of each
+step, and `{"error": ...}` if the export fails.
 """
 
 import json
@@ -15,12 +16,12 @@ from mlm_infer.shared.command import command_errors, message_of
 
 @command_errors
 def main() -> None:
-    """Export, and tell of it."""
-    # Libraries write to stdout; the events need a channel of their own.
+    """Export, and report progress."""
+    # Libraries print to stdout, so it is redirected to stderr, and the events keep a copy of the original.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(**event: str) -> None:
+    def report(**event: str) -> None:
         events.write(json.dumps(event) + "\n")
         events.flush()
 
@@ -28,9 +29,9 @@ def main() -> None:
 
     model, output, arguments = sys.argv[1:]
     try:
-        export_bundle(model, output, on_step=lambda text: tell(step=text), **json.loads(arguments))
+        export_bundle(model, output, on_step=lambda text: report(step=text), **json.loads(arguments))
     except (MlmInferError, OSError) as error:
-        tell(error=message_of(error))
+        report(error=message_of(error))
         raise
 
 

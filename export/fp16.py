@@ -11,6 +11,7 @@ _PRODUCTS = frozenset(["Gemm", "MatMul", "MultiHeadAttention"])
 _ELEMENTWISE = frozenset(["Add", "BiasGelu", "FastGelu", "Gelu", "Mul", "QuickGelu", "Relu", "Tanh"])
 _MOVES = frozenset(["Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"])
 _PADDING_MASK = 4
+"""Index of the padding mask among the inputs of MultiHeadAttention; it is int32 and never cast."""
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -34,6 +35,7 @@ def to_fp16(model: ir.Model) -> ir.Model:
         if value not in casts:
             array = constant_of(value)
             if array is not None:
+                # Out-of-range weights saturate: infinity would turn into NaN where it is multiplied by 0.
                 half = np.clip(array, -_LARGEST, _LARGEST).astype(np.float16)
                 casts[value] = add_constant(graph, f"{value.name}_fp16", half)
             else:
@@ -43,6 +45,7 @@ def to_fp16(model: ir.Model) -> ir.Model:
         return casts[value]
 
     for node in list(graph):
+        # Nodes are visited in topological order, so it is known of each input whether it is fp16 by now.
         in_half = _runs_in_half(node, halves)
         for index, value in enumerate(node.inputs):
             if value is None or (value in halves) == in_half:
@@ -68,6 +71,7 @@ def rounded_as_on_gpu(model: ir.Model) -> ir.Model:
     """
     copy: ir.Model = ir.from_proto(ir.to_proto(model))
     graph = copy.graph
+    # ONNX Runtime removes a pair of casts only if they are adjacent.
     axis = add_constant(graph, "rounding_axis", np.array([0]))
     for node in list(graph):
         for output in node.outputs:
@@ -87,6 +91,7 @@ def _runs_in_half(node: ir.Node, halves: set[ir.Value]) -> bool:
     if node.op_type in _PRODUCTS:
         return True
     if node.op_type in _MOVES:
+        # A table is stored in fp16, which halves it, even if what follows its lookup runs in fp32.
         data = node.inputs[0]
         return data in halves or (node.op_type in ("Gather", "Transpose") and _is_float_constant(data))
     computed = [value for value in node.inputs if value is not None and not value.is_initializer()]

@@ -24,6 +24,7 @@ def in_fp64(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.initializer[index].CopyFrom(_wide(tensor))
     for node in graph.node:
         for attribute in node.attribute:
+            # A cast to fp32 would round, so it becomes a cast to fp64.
             if attribute.name == "to" and attribute.i == _FLOAT:
                 attribute.i = _DOUBLE
             elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == _FLOAT:

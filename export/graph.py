@@ -1,4 +1,4 @@
-"""Small helpers over onnx-ir, and the end of the graph that serves masks."""
+"""Building blocks for graph passes (constants, nodes, clean-up), and the serving head."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["add_constant", "add_node", "add_serving_head", "clean", "constant_of
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Add an initializer, under a name of its own."""
+    """Add an initializer, with underscores appended to its name until it is unique."""
     while name in graph.initializers:
         name += "_"
     tensor = ir.tensor(array, name=name)
@@ -50,20 +50,18 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
 
 
 def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node]:
-    """Turn `logits` over all positions into answers at chosen rows.
+    """Turn a graph that outputs `logits` at all positions into one that outputs top-k and scores of selected rows.
 
     Adds the inputs `mask_positions`, `mask_rows`, `k` and `candidates`, and replaces the outputs by those that
     `mlm_infer.bundle.interface` describes.
-
-    The log of the sum of exponentials is the largest logit less the logarithm of its softmax: ONNX
-    Runtime's Softmax is vectorized, its ReduceLogSumExp is not.
 
     Args:
         model: An exported masked language model with the output `logits` [batch, length, vocabulary].
         vocabulary: Its width.
 
     Returns:
-        Two Identity nodes at which a selection of rows begins: of the masks of each text, and of all masks.
+        Two Identity nodes that mark where row selections start: the selection of each text's masks, and that of all
+        masks.
     """
     graph = model.graph
     everything = graph.outputs[0]
@@ -81,11 +79,21 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
 
     by_text = add_node(graph, "Identity", [everything])
     by_row = add_node(graph, "Identity", [by_text])
+    _replace_outputs(graph, by_row, k, candidates, vocabulary)
+    first, second = by_text.producer(), by_row.producer()
+    assert first is not None  # noqa: S101
+    assert second is not None  # noqa: S101
+    return first, second
+
+
+def _replace_outputs(graph: ir.Graph, rows: ir.Value, k: ir.Value, candidates: ir.Value, vocabulary: int) -> None:
+    """Add the nodes that turn logits into `OUTPUTS`, and make those the outputs of the graph."""
     row_shape = add_constant(graph, "row_shape", np.array([-1, vocabulary]))
-    logits = add_node(graph, "Reshape", [by_row, row_shape])
-    if everything.dtype == ir.DataType.FLOAT16:
+    logits = add_node(graph, "Reshape", [rows, row_shape])
+    if graph.outputs[0].dtype == ir.DataType.FLOAT16:
         logits = add_node(graph, "Cast", [logits], {"to": ir.DataType.FLOAT})
     last = add_constant(graph, "last_axis", np.array([-1]))
+    # log(sum(exp(x))) = max(x) - log(max(softmax(x))); unlike ReduceLogSumExp, ONNX Runtime's Softmax is vectorized.
     probabilities = add_node(graph, "Softmax", [logits], {"axis": -1})
     largest_logit = add_node(graph, "ReduceMax", [logits, last], {"keepdims": 1})
     largest_probability = add_node(graph, "ReduceMax", [probabilities, last], {"keepdims": 1})
@@ -95,7 +103,6 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
     top_logprobs = add_node(graph, "Sub", [top.outputs[0], normalizer])
     chosen = add_node(graph, "GatherElements", [logits, candidates], {"axis": -1})
     candidate_logprobs = add_node(graph, "Sub", [chosen, normalizer])
-
     outputs: dict[str, tuple[ir.Value, ir.DataType, list[str | int]]] = {
         "top_ids": (top.outputs[1], ir.DataType.INT64, ["rows", "k"]),
         "top_logprobs": (top_logprobs, ir.DataType.FLOAT, ["rows", "k"]),
@@ -108,16 +115,12 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
         value, dtype, shape = outputs[name]
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         graph.outputs.append(value)
-    first, second = by_text.producer(), by_row.producer()
-    assert first is not None  # noqa: S101
-    assert second is not None  # noqa: S101
-    return first, second
 
 
 def forget_shapes(graph: ir.Graph) -> None:
-    """Drop the shapes that an exporter noted for the values between inputs and outputs.
+    """Remove the shape annotations of all intermediate values.
 
-    ONNX Runtime takes them at their word when it shares out memory, and they no longer hold once rows are selected.
+    ONNX Runtime plans its memory by them, and they no longer hold once rows are selected.
     """
     for node in graph.all_nodes():
         for output in node.outputs:
@@ -126,7 +129,7 @@ def forget_shapes(graph: ir.Graph) -> None:
 
 
 def clean(model: ir.Model) -> None:
-    """Drop what is unused or there twice, and sort the nodes."""
+    """Remove unused nodes and duplicate subexpressions, and sort the nodes topologically."""
     for each in (
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),

@@ -9,22 +9,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mlm_infer.errors import ExportError, InputError, MlmInferError, first_line
+from mlm_infer.errors import ExportError, MlmInferError, first_line
 
 from .balance import balance_channels
 from .batches import Batch, feeds
+from .budget import Budget
 from .calibrate import calibrate
 from .dense import dense_sites
-from .quantize import LayerReport, QuantizationPlan, Step, apply_plan, make_plan
+from .quantization_plan import LayerReport, QuantizationPlan, Step, make_plan
+from .quantize import apply_plan
 from .run_model import copy_model, open_model
 
 __all__ = ["Budget", "Int8Report", "quantize_within"]
-
-_FLAT = 100.0
-"""Perplexity above which the probabilities of the top tokens are so close that less agreement is required."""
-
-_AGREEMENT, _FLAT_AGREEMENT = 0.983, 0.963
-"""0.3 % more than the documented 98 % and 96 %, since other text differs from the held-out text."""
 
 _LARGEST_SHARE = 0.6
 """Maximum size of an int8 file relative to fp32; a larger one has too little advantage."""
@@ -46,46 +42,6 @@ _BYTE_TIME = 8
 
 _SAFETY = 0.95
 """Factor that ensures progress in each round, even close to the budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """The accuracy budget of int8 and fp16, measured on text that calibration did not see.
-
-    Attributes:
-        max_perplexity_increase: Maximum relative increase over fp32; 0.01 is one percent.
-        min_agreement: Minimum top-1 agreement with fp32; None for 98.3 %, or 96.3 % if the model's perplexity is above
-            100, where the probabilities of the top tokens are close together.
-        strict: Raise an error instead of using anything but int8 for a layer; fp16 has no alternative anyway.
-    """
-
-    max_perplexity_increase: float = 0.01
-    min_agreement: float | None = None
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.max_perplexity_increase >= 0:
-            raise InputError(f"max_perplexity_increase is {self.max_perplexity_increase}; it must be 0 or more")
-        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise InputError(f"min_agreement is {self.min_agreement}; it must be from 0 to 1")
-
-    def agreement(self, perplexity: float) -> float:
-        """Return the minimum top-1 agreement for a model of this perplexity."""
-        if self.min_agreement is not None:
-            return self.min_agreement
-        return _AGREEMENT if perplexity <= _FLAT else _FLAT_AGREEMENT
-
-    def met(self, perplexity: float, exact_perplexity: float, agreement: float) -> bool:
-        """Return whether a model meets the budget."""
-        increase = perplexity / exact_perplexity - 1
-        return increase <= self.max_perplexity_increase and agreement >= self.agreement(exact_perplexity)
-
-    def nearness(self, perplexity: float, exact_perplexity: float, agreement: float) -> str:
-        """Return a description of the measurements and limits."""
-        return (
-            f"perplexity {perplexity / exact_perplexity - 1:+.2%} (at most {self.max_perplexity_increase:+.2%}), "
-            f"top-1 agreement {agreement:.1%} (at least {self.agreement(exact_perplexity):.1%})"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +266,7 @@ def _effects(
     both = copy_model(model)
     apply_plan(both, plan, {}, switches=True)
     session = open_model(both)
+    # Two batches of medium length: representative, and every part takes a run of each.
     middle = [batches[len(batches) * share // 3] for share in (1, 2)]
     parts = list(plan.sites)
 
@@ -345,6 +302,7 @@ def _answers(model: ir.Model, inputs: Sequence[str], batches: Sequence[Batch]) -
 
 def _same_best(exact: _Answers, found: _Answers) -> NDArray[np.bool_]:
     """Return for which masks the top-1 prediction agrees; in a tie, either token counts."""
+    # Two tokens whose fp32 probabilities differ by less than rounding can change places on any machine.
     tied = exact[2][:, 0] - exact[2][:, 1] < 1e-4
     same: NDArray[np.bool_] = (exact[0][:, 0] == found[0][:, 0]) | tied & (exact[0][:, 1] == found[0][:, 0])
     return same

@@ -57,5 +57,6 @@ def _answers(model: OpenModel) -> tuple[KnownAnswer, ...]:
         (result,) = fill_texts(model, [text], choice)
         ids = tuple(tuple(each.token_id for each in mask.predictions) for mask in result.masks)
         logprobs = tuple(tuple(round(each.logprob, 5) for each in mask.predictions) for mask in result.masks)
+        # Five decimals are finer than the tolerance of the self-test.
         answers.append(KnownAnswer(text, ids, logprobs))
     return tuple(answers)

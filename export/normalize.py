@@ -1,9 +1,8 @@
-"""The one form of a graph that the passes are written for, whichever exporter it came from.
+"""Brings graphs of different exporters into one form, so that the other passes need not tell exporters apart.
 
-torch has had two exporters and transformers has one of its own; each writes the same model in other operators. What
-they differ in is settled here, once, so that no pass has to know: functions are inlined, constants are initializers,
-attention is products and a softmax, keys are turned in one step, and shapes that follow from the model alone are
-numbers.
+PyTorch's tracer, PyTorch's newer exporter and the exporter of transformers write the same model with different
+operators. After this pass, functions are inlined, constants are initializers, attention consists of matmuls and a
+softmax, keys are transposed in one step, and dimensions that do not depend on the input are constants.
 """
 
 from collections.abc import Sequence
@@ -13,27 +12,29 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from .decompose import DECOMPOSITIONS
 from .graph import add_constant, add_node, constant_of, forget_shapes
 from .shapes import Observed, Shape, observe
-from .spell_out import SPELLED_OUT
 
 __all__ = ["normalize"]
 
-_NEWEST = 20
-"""Version of ONNX that the oldest ONNX Runtime reads which a bundle may meet."""
+_NEWEST_OPSET = 20
+"""The newest opset that the oldest supported ONNX Runtime can read."""
 
 _SMALL_BYTES = 1024
+"""Size up to which a constant is always folded: it costs nothing, and may enable further folding."""
 
-_BRANCHES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+"""Attribute types of the branches of an If and the body of a Loop."""
 
 
 def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
-    """Bring a graph into the form that the passes expect, in place; its answers stay what they are.
+    """Bring a graph into the form that the other passes expect, in place, without changing its results.
 
     Args:
-        model: A graph whose first inputs are all [batch, length].
+        model: A graph whose inputs are all [batch, length].
         inputs: Names of its inputs.
-        token_id: An ordinary token to run it with.
+        token_id: An ordinary token, to run the graph with.
 
     Raises:
         ExportError: ONNX Runtime cannot run the model.
@@ -52,14 +53,15 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
     found = observe(model, inputs, token_id)
     _drop_identities(graph, found)
     for node in list(graph):
-        if node.op_type in SPELLED_OUT.get(node.domain, ()):
-            SPELLED_OUT[node.domain][node.op_type](graph, node, found)
-        elif node.op_type == "Reshape" and _positive(node.outputs[0], found):
-            # Only of a shape with a zero in it do the two ways to read zeros differ.
+        if node.op_type in DECOMPOSITIONS.get(node.domain, ()):
+            DECOMPOSITIONS[node.domain][node.op_type](graph, node, found)
+        elif node.op_type == "Reshape" and _has_no_empty_axis(node.outputs[0], found):
+            # With `allowzero`, a 0 in the shape means an empty axis instead of "copy from the input". No axis is empty
+            # here, so the attribute has no effect yet, but the row pass writes shapes with 0 for "copy".
             node.attributes.pop("allowzero", None)
     _fold(graph, found)
     for node in list(graph):
-        _turn_at_once(graph, node, found.shapes)
+        _transpose_keys_in_one_step(graph, node, found.shapes)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     for value in list(graph.inputs):
@@ -82,7 +84,7 @@ def _drop_identities(graph: ir.Graph, found: Observed) -> None:
 
 
 def _name_axes(graph: ir.Graph, inputs: Sequence[str]) -> None:
-    """Call batch and length the same in all inputs, whatever symbols the exporter had for them."""
+    """Give the batch and length axes the same names in all inputs; some exporters name them differently in each."""
     axes = ["batch_size", "sequence_length"]
     for value in graph.inputs:
         if value.name in inputs:
@@ -96,18 +98,18 @@ def _shape_of(value: ir.Value | None, shapes: dict[str, Shape]) -> Shape:
     return shapes.get(value.name or "", ("?",)) if value is not None else ("?",)
 
 
-def _positive(value: ir.Value, found: Observed) -> bool:
+def _has_no_empty_axis(value: ir.Value, found: Observed) -> bool:
     shape = found.shapes.get(value.name or "")
     return shape is not None and 0 not in shape
 
 
 def _fold(graph: ir.Graph, found: Observed) -> None:
-    """Turn what follows from constants, and from dimensions that are the same for every text, into constants."""
+    """Replace values by constants if they depend on nothing but constants and fixed dimensions."""
     constant = {value for value in graph.initializers.values() if value.const_value is not None}
     for node in list(graph):
-        if node.domain not in ("", "ai.onnx") or any(each.type in _BRANCHES for each in node.attributes.values()):
+        if node.domain not in ("", "ai.onnx") or any(each.type in _SUBGRAPHS for each in node.attributes.values()):
             continue
-        # What a CastLike takes its type from is no part of its value.
+        # The second input of a CastLike gives the type only, so it does not have to be constant.
         given = [each for each in node.inputs[: 1 if node.op_type == "CastLike" else None] if each is not None]
         follows = bool(given) and all(each in constant for each in given)
         arrays = [found.values.get(output.name or "") for output in node.outputs]
@@ -130,9 +132,9 @@ def _fold(graph: ir.Graph, found: Observed) -> None:
 
 
 def _saves(node: ir.Node, size: int) -> bool:
-    """Tell whether a large constant may take the place of those that it is made of.
+    """Return whether folding a large constant does not make the model larger.
 
-    Bytes that are dequantized stay bytes, and an embedding table that is turned for the head stays one table.
+    Dequantized int8 weights stay int8, and an embedding table that a tied head transposes is stored once.
     """
     held = [each.const_value for each in node.inputs if each is not None]
     if size > sum(each.nbytes if each is not None else size for each in held):
@@ -142,7 +144,7 @@ def _saves(node: ir.Node, size: int) -> bool:
 
 
 def _takes_fixed_dims(node: ir.Node, shapes: dict[str, Shape]) -> bool:
-    """Tell whether a node picks dimensions that are numbers out of the shape of a value."""
+    """Return whether a node reads only fixed dimensions of a value's shape, as `x.shape[-1]` does."""
     taken = node.inputs[0] if node.op_type in ("Gather", "Slice") else None
     source = node if node.op_type == "Shape" else taken.producer() if taken is not None else None
     value = source.inputs[0] if source is not None and source.op_type == "Shape" else None
@@ -164,8 +166,11 @@ def _takes_fixed_dims(node: ir.Node, shapes: dict[str, Shape]) -> bool:
     return len(dims) > 0 and all(isinstance(each, int) for each in dims)
 
 
-def _turn_at_once(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> None:
-    """Write keys whose batch and heads are joined, turned and parted again as one transposition of [B, heads, ., .]."""
+def _transpose_keys_in_one_step(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> None:
+    """Replace the three steps in which PyTorch's newer exporter transposes keys by one Transpose.
+
+    It reshapes [batch, heads, length, width] to three axes, transposes the last two, and reshapes back to four.
+    """
     turn = node.inputs[0].producer() if node.op_type == "Reshape" and node.inputs[0] is not None else None
     if turn is None or turn.op_type != "Transpose" or turn.attributes.get_ints("perm", []) != (0, 2, 1):
         return
@@ -175,7 +180,7 @@ def _turn_at_once(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> N
     keys = join.inputs[0]
     before, joined = _shape_of(keys, shapes), _shape_of(join.outputs[0], shapes)
     after = _shape_of(node.outputs[0], shapes)
-    # A dimension that is neither a number, the batch nor the length may be another one each time that it is met.
+    # `?` stands for any unknown dimension, so two of them are not known to be equal.
     if len(before) != 4 or "?" in before or len(joined) != 3:
         return
     if joined[1:] != before[2:] or after != (*before[:2], before[3], before[2]):
@@ -186,17 +191,17 @@ def _turn_at_once(graph: ir.Graph, node: ir.Node, shapes: dict[str, Shape]) -> N
 
 
 def _lower_version(model: ir.Model) -> None:
-    """Declare the version of ONNX that old ONNX Runtimes read, where every operator is there the same."""
+    """Lower the declared opset to one that older ONNX Runtimes read, if all operators exist in it unchanged."""
     domain = "" if "" in model.graph.opset_imports else "ai.onnx"
-    version = model.graph.opset_imports.get(domain, _NEWEST)
-    if version <= _NEWEST:
+    version = model.graph.opset_imports.get(domain, _NEWEST_OPSET)
+    if version <= _NEWEST_OPSET:
         return
     for node in model.graph.all_nodes():
         if node.domain in ("", "ai.onnx"):
             try:
-                older = onnx.defs.get_schema(node.op_type, _NEWEST, "")
+                older = onnx.defs.get_schema(node.op_type, _NEWEST_OPSET, "")
             except onnx.defs.SchemaError:
                 return
             if not set(node.attributes) <= set(older.attributes) or len(node.inputs) > older.max_input:
                 return
-    model.graph.opset_imports[domain] = _NEWEST
+    model.graph.opset_imports[domain] = _NEWEST_OPSET

@@ -34,6 +34,7 @@ class Progress:
         on_step: Callable[[str], None] | None,
         on_progress: Callable[[float], None] | None,
     ) -> None:
+        # Only the stages of this export, so that the shares add up to the whole.
         names = [name for name in self._SECONDS if name in ("load", "parity", *wanted)]
         total = sum(self._SECONDS[name] for name in names)
         ends = np.cumsum([self._SECONDS[name] / total for name in names]).tolist()
@@ -43,6 +44,7 @@ class Progress:
 
     def begin(self, name: str, text: str) -> None:
         """Start a part."""
+        # These stages share the span of another one and start within it.
         halfway = {"passes": 0.5, "text": 0.9, "write": 0.95}.get(name, 0.0)
         self._span = self._spans.get(self._GRAPH.get(name, name), self._span)
         self.within(halfway)

@@ -1,4 +1,4 @@
-"""What is asked of an export."""
+"""The arguments of an export, validated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from pathlib import Path
 from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
 from mlm_infer.errors import InputError
 
+from .budget import Budget
 from .exporters import EXPORTERS, ExporterName
-from .int8 import Budget
 from .serving import PASSES
 from .source import Source
 
@@ -17,10 +17,10 @@ __all__ = ["ExportRequest"]
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What to export, to where, as what. The fields are the arguments of `export_bundle`.
+    """What to export, in which formats, and to which folder. The fields are the arguments of `export_bundle`.
 
     Raises:
-        InputError: A value cannot be used.
+        InputError: A value is invalid.
     """
 
     model: str
@@ -43,20 +43,20 @@ class ExportRequest:
             raise InputError(
                 f"precisions is {tuple(self.precisions)!r}, but TorchScript is fp32; add the format 'onnx'"
             )
-        strange = [each for each in self.without_passes if each not in PASSES]
-        if strange:
-            raise InputError(f"there is no graph pass {strange[0]!r}; the passes are {', '.join(PASSES)}")
+        unknown = [each for each in self.without_passes if each not in PASSES]
+        if unknown:
+            raise InputError(f"there is no graph pass {unknown[0]!r}; the passes are {', '.join(PASSES)}")
 
     @property
     def sources(self) -> list[str | Path]:
-        """What is read, and may lie in no folder that is replaced."""
+        """The inputs, which must not be in a folder that the export replaces."""
         return [self.model, *([] if self.calibration_data is None else [self.calibration_data])]
 
     def check_source(self, source: Source) -> None:
-        """Refuse what cannot be made of an ONNX file.
+        """Reject formats and precisions that cannot be made from an ONNX file.
 
         Raises:
-            InputError: The source is an ONNX file, and something else is asked for.
+            InputError: The source is an ONNX file, and such a format or precision is requested.
         """
         if not source.foreign:
             return
@@ -66,6 +66,7 @@ class ExportRequest:
             raise InputError(
                 f"TorchScript is traced from a checkpoint, and {self.model} is an ONNX file; take the format 'onnx'"
             )
+        # Rounding cannot be undone, and int8 weights cannot be calibrated again.
         if source.precision != "fp32" and set(self.precisions) != {source.precision}:
             raise InputError(
                 f"{self.model} is {source.precision}, and nothing else can be made of it; choose --precision "

@@ -75,12 +75,12 @@ class Selection:
 
     Attributes:
         gather: Inserts, before a node, the nodes that select rows of a [batch, length, ...] value.
-        mixes_batch: Whether selected values may be combined with whole values of the same text, as attention combines
-            queries with keys. This requires that the selection keeps the batch axis.
+        keeps_batch_axis: Whether the selected rows are still grouped by text. Only then can they be combined with all
+            rows of their text, as attention combines queries with keys.
     """
 
     gather: Callable[[ir.Graph, ir.Value, Shape, ir.Node], ir.Value]
-    mixes_batch: bool
+    keeps_batch_axis: bool
 
 
 def text_rows(positions: ir.Value) -> Selection:
@@ -91,7 +91,7 @@ def text_rows(positions: ir.Value) -> Selection:
         flat = add_node(graph, "Reshape", [value, flat_shape], before=before)
         return add_node(graph, "Gather", [flat, positions], {"axis": 0}, before=before)
 
-    return Selection(gather, mixes_batch=True)
+    return Selection(gather, keeps_batch_axis=True)
 
 
 def flat_rows(rows: ir.Value) -> Selection:
@@ -103,7 +103,7 @@ def flat_rows(rows: ir.Value) -> Selection:
         chosen = add_node(graph, "Gather", [flat, rows], {"axis": 0}, before=before)
         return add_node(graph, "Unsqueeze", [chosen, add_constant(graph, "first_axis", np.array([0]))], before=before)
 
-    return Selection(gather, mixes_batch=False)
+    return Selection(gather, keeps_batch_axis=False)
 
 
 def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selection, width: int) -> list[ir.Node]:
@@ -218,7 +218,7 @@ def _row_axes(node: ir.Node, axis: int, shapes: Shapes, selection: Selection) ->
     if found is None or all(each is None for each in found):
         return None
     # A selection without the batch axis cannot be combined with values that have it, such as the keys of whole texts.
-    if not selection.mixes_batch and any(
+    if not selection.keeps_batch_axis and any(
         (each is None and "B" in shape) or each not in (None, 1) for each, shape in zip(found, known, strict=True)
     ):
         return None
@@ -246,7 +246,7 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
     if op == "MatMul":
         return _matmul_axes(axis, inputs, output)
     if op == "MultiHeadAttention":
-        # Queries at the rows, keys and values whole. A bias or a cache would need a selection of its own.
+        # Queries at the selected rows, keys and values at all. A bias or a cache would need a selection of its own.
         return [0 + axis, *rest] if axis == 1 and all(not shape for shape in inputs[5:]) else None
     if op == "Transpose":
         return [node.attributes.get_ints("perm", list(range(len(output)))[::-1])[axis]]
@@ -288,5 +288,6 @@ def _reshape_axes(axis: int, source: Shape, output: Shape) -> list[int | None] |
 
 
 def _fix_reshape(graph: ir.Graph, node: ir.Node, shapes: Shapes) -> None:
+    """Replace the shape of a reshape, which may contain the full length, by one that copies batch and rows (0)."""
     output = shapes[node.outputs[0].name or ""]
     node.replace_input_with(1, add_constant(graph, "row_shape", np.array([0, 0, *output[2:]], np.int64)))

@@ -10,6 +10,7 @@ from mlm_infer.errors import ExportError, first_line
 __all__ = ["copy_model", "open_model"]
 
 _SMALL = 1024
+"""Size in bytes up to which constants stay in the protobuf: ONNX Runtime needs shapes and axes there."""
 
 
 def copy_model(model: ir.Model) -> ir.Model:
@@ -35,7 +36,7 @@ def open_model(
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimize else levels.ORT_DISABLE_ALL
-    # Its errors come as exceptions; its own log would say them again, over several lines.
+    # Errors are raised as exceptions; the log would repeat each one over several lines.
     options.log_severity_level = 4
     names = list(weights)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
@@ -49,6 +50,7 @@ def open_model(
 def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """Return a graph with large weights marked as external, and these weights; a protobuf is limited to 2 GiB."""
     held: dict[str, ir.TensorProtocol] = {}
+    # A protobuf with placeholders in place of the weights; the session gets the weights as arrays, without a copy.
     try:
         for name, value in model.graph.initializers.items():
             tensor = value.const_value

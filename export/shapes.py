@@ -19,20 +19,23 @@ Shape = tuple[int | str, ...]
 """A dimension is a number, `B` (batch), `L` (length) or `?` (anything else that varies)."""
 
 _PROBES = ((2, 11), (3, 17))
+"""Batch sizes and lengths of the runs: a dimension that changes as they do is one of them."""
 _LONG_PROBE = (1, 131)
-"""Beyond the windows of local attention and the multiples to which lengths are padded; not all models take as much."""
+"""Longer than the windows of local attention, and than the multiples to which some models pad; optional, since a model
+may not accept this length."""
 
 _SMALL = 64
+"""Maximum number of elements of a value that is kept although it may depend on the input, such as a shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the values of a graph were when it ran.
+    """What was observed of the values of a graph when it ran.
 
     Attributes:
-        shapes: By name, initializers included.
-        values: Those of few numbers that were the same in all runs, and those that follow from constants, by name.
-        kinds: Types of their elements, by name.
+        shapes: Symbolic shapes by name, initializers included.
+        values: By name, the values that were equal in all runs, if they are small or depend on constants only.
+        kinds: Element types by name.
     """
 
     shapes: dict[str, Shape]
@@ -41,7 +44,7 @@ class Observed:
 
 
 def observe(model: ir.Model, inputs: Sequence[str], token_id: int) -> Observed:
-    """Run a model on a few batches and tell which dimensions follow the batch and which the length.
+    """Run a model on a few batches to find which dimensions are the batch, which the length, and which are fixed.
 
     Args:
         model: A model whose inputs are all [batch, length].
@@ -65,6 +68,7 @@ def observe(model: ir.Model, inputs: Sequence[str], token_id: int) -> Observed:
     shapes: dict[str, Shape] = dict.fromkeys(inputs, ("B", "L"))
     for name, value in model.graph.initializers.items():
         shapes[name] = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ("?",)
+    # Values are kept only if small, or if they follow from constants: all activations would take too much memory.
     fixed = _following(model.graph)
     values: dict[str, NDArray[Any]] = {}
     kinds: dict[str, np.dtype[Any]] = {}
@@ -78,7 +82,7 @@ def observe(model: ir.Model, inputs: Sequence[str], token_id: int) -> Observed:
 
 
 def _following(graph: ir.Graph) -> set[str]:
-    """Return the names of the values that follow from constants alone."""
+    """Return the names of the values that depend on constants only."""
     found = set(graph.initializers)
     for node in graph:
         if node.inputs and all(each is None or each.name in found for each in node.inputs):

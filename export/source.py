@@ -1,4 +1,4 @@
-"""What is exported: a PyTorch checkpoint, or the ONNX file that somebody made of one."""
+"""The model to export: a PyTorch checkpoint or a third-party ONNX file."""
 
 import json
 import logging
@@ -24,8 +24,8 @@ from mlm_infer.shared.checkpoint import max_length, open_checkpoint
 from mlm_infer.shared.masked_rows import masked_logits, rows_are_exact
 
 from .exporters import OPSET, ExporterName, choose_exporter
-from .foreign import check_operators, check_task, input_types, precision_in, read_graph, with_wide_inputs
 from .fp64 import in_fp64
+from .plain_graph import check_operators, check_task, input_types, precision_in, read_graph, with_wide_inputs
 
 __all__ = ["Checkpoint", "OnnxFile", "Source", "open_source"]
 
@@ -36,14 +36,14 @@ class Source(Protocol):
     """A masked language model to export.
 
     Attributes:
-        tokenizer: Its tokenizer, as transformers loads it.
-        architecture: Its `model_type`.
-        precision: Of the graph that `to_onnx` gives.
-        vocabulary: Width of its logits.
-        longest: Most tokens that it takes, special ones included.
-        pad_id: Its padding id.
-        foreign: Whether the graph is not of this package's making, so that a pass may not fit it.
-        exporter: What made the graph, or makes it.
+        tokenizer: The tokenizer, as transformers loads it.
+        architecture: The `model_type` of the configuration.
+        precision: Precision of the graph that `to_onnx` writes.
+        vocabulary: Width of the logits.
+        longest: Maximum number of tokens, special tokens included.
+        pad_id: The padding id.
+        foreign: Whether a third party exported the graph; a graph pass may then fail without failing the export.
+        exporter: Name of the program that exports, or exported, the graph.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,32 +56,32 @@ class Source(Protocol):
     exporter: str
 
     def to_onnx(self, folder: Path) -> Path:
-        """Write a graph into the folder that gives `logits` at every position."""
+        """Write a graph that outputs `logits` at every position to a new folder; return its path."""
         ...
 
     def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
-        """Return log-probabilities everywhere, [batch, length, vocabulary].
+        """Return the log-probabilities at all positions, [batch, length, vocabulary].
 
         Args:
             arrays: Inputs by name, [batch, length].
-            inputs: Names of those to give to the model.
+            inputs: Names of the inputs to pass to the model.
         """
         ...
 
     def row_logprobs(
         self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return log-probabilities at flat rows of batch * length, [rows, vocabulary], for less work if possible."""
+        """Return the log-probabilities at some of the batch * length rows, [rows, vocabulary], faster if possible."""
         ...
 
     def exact_logprobs(
         self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]
     ) -> NDArray[np.float64] | None:
-        """Return the same computed in fp64, or None where that cannot be."""
+        """Return the log-probabilities computed in fp64, or None if the model cannot be run in fp64."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return where it came from, as the manifest holds it."""
+        """Return the description of the source for the manifest."""
         ...
 
 
@@ -90,10 +90,10 @@ class Checkpoint:
 
     Args:
         model: Hub id or folder.
-        exporter: What makes its graph; None takes what fits the installed transformers.
+        exporter: The exporter; None takes the one that fits the installed transformers.
 
     Raises:
-        ModelError: It is no masked language model, or its head has no weights.
+        ModelError: It is not a masked language model, or its head has no weights.
         DependencyError: The exporter is not installed, or does not work with this transformers.
     """
 
@@ -129,7 +129,7 @@ class Checkpoint:
         self.pad_id = int(own if own is not None else self.tokenizer.pad_token_id or 0)
 
     def to_onnx(self, folder: Path) -> Path:
-        """Export with the exporter that was chosen."""
+        """Export with the selected exporter."""
         return self._exporter.export(self.model, folder, self.tokenizer.model_input_names)
 
     @torch.inference_mode()
@@ -163,7 +163,7 @@ class Checkpoint:
     ) -> NDArray[np.float64] | None:
         """Run PyTorch in fp64."""
         try:
-            # Back and forth loses nothing: fp64 holds every fp32.
+            # Converting to fp64 and back is lossless.
             logits = self.model.double()(**{name: torch.from_numpy(arrays[name]) for name in inputs}).logits
         except (RuntimeError, TypeError, ValueError):
             return None
@@ -186,14 +186,14 @@ class Checkpoint:
 
 
 class OnnxFile:
-    """A plain ONNX export, of whichever exporter, with its settings and tokenizer beside it.
+    """A plain ONNX export of any exporter, with its configuration and tokenizer beside it.
 
     Args:
         path: The file; `tokenizer.json` and `config.json` are in its folder or in the one above.
 
     Raises:
-        ModelError: It is no masked language model, its tokenizer cannot be read, or they do not go together.
-        BundleError: A file of it is missing or broken, or it asks for one that is not its own.
+        ModelError: It is not a masked language model, its tokenizer cannot be read, or the two do not match.
+        BundleError: A file is missing or damaged, or the graph refers to a file other than its weights.
     """
 
     foreign = True
@@ -229,7 +229,7 @@ class OnnxFile:
         self.vocabulary = self._width(known.mask_id)
 
     def _width(self, token: int) -> int:
-        """Run the file once, and return how many logits a token gets."""
+        """Run the file once, and return the width of its logits."""
         ids = np.full((2, 7), token)
         try:
             logits = self._logits({"input_ids": ids, "attention_mask": np.ones_like(ids)})
@@ -253,7 +253,7 @@ class OnnxFile:
         return width
 
     def to_onnx(self, folder: Path) -> Path:
-        """Copy the graph, with logits alone as its output, in a version of ONNX that the passes are written for."""
+        """Copy the graph, with `logits` as its only output, in the opset that the graph passes are written for."""
         folder.mkdir()
         try:
             model = with_wide_inputs(onnx.load(str(self._path)))
@@ -262,22 +262,22 @@ class OnnxFile:
                 model.graph.output.remove(each)
             version = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
             if version < OPSET:
-                # What converts versions does not look into functions.
+                # The version converter does not convert the bodies of functions.
                 model = inline_local_functions(model) if model.functions else model
                 model = onnx.version_converter.convert_version(model, OPSET)
             onnx.save(model, str(folder / "model.onnx"))
-        except Exception as error:  # onnx raises what its C++ throws
+        except Exception as error:  # exceptions of the C++ code share no base class but Exception
             raise ExportError(f"{self._path} cannot be rewritten: {first_line(error):.200}") from error
         return folder / "model.onnx"
 
     def _logits(self, arrays: Mapping[str, NDArray[np.int64]]) -> NDArray[Any]:
-        """Run the file as it is; an input that the passes found to be of no use is zeros."""
+        """Run the file; an input that the passes have removed as unused gets zeros."""
         nothing = np.zeros_like(arrays["input_ids"])
         feeds = {name: arrays.get(name, nothing).astype(self._kinds[name]) for name in self._session.inputs}
         return self._session.run(["logits"], feeds)[0]
 
     def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
-        """Run the file as it is."""
+        """Run the file."""
         logits = self._logits({name: arrays[name] for name in inputs})
         shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
         result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -286,14 +286,14 @@ class OnnxFile:
     def row_logprobs(
         self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Run the file as it is, and keep the rows."""
+        """Run the file and select the rows."""
         everywhere = self.logprobs(arrays, inputs)
         return everywhere.reshape(-1, everywhere.shape[-1])[rows]
 
     def exact_logprobs(
         self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]
     ) -> NDArray[np.float64] | None:
-        """Run the file in fp64, by ONNX's own reference implementation."""
+        """Run the file in fp64, with ONNX's reference implementation."""
         if self.precision != "fp32":
             return None
         nothing = np.zeros_like(arrays["input_ids"])
@@ -301,7 +301,7 @@ class OnnxFile:
             if self._exact is None:
                 self._exact = ReferenceEvaluator(in_fp64(onnx.load(str(self._path))))
             (logits,) = self._exact.run(["logits"], {name: arrays.get(name, nothing) for name in self._session.inputs})
-        except Exception:  # whatever an operator that it lacks or takes otherwise raises
+        except Exception:  # the reference implementation lacks some operators and attributes
             logger.debug("%s cannot be run in fp64", self._path, exc_info=True)
             return None
         shifted = logits - logits.max(axis=-1, keepdims=True)
@@ -320,13 +320,13 @@ class OnnxFile:
 
 
 def open_source(model: str, exporter: ExporterName | None = None) -> Checkpoint | OnnxFile:
-    """Open a Hub id, the folder of a checkpoint, or an ONNX file; the exporter is for the first two."""
+    """Open a Hub id, the folder of a checkpoint, or an ONNX file; `exporter` applies to checkpoints only."""
     path = Path(model).expanduser()
     return OnnxFile(path) if path.suffix == ".onnx" and path.is_file() else Checkpoint(model, exporter)
 
 
 def _named(folder: Path) -> tuple[str, str | None]:
-    """Return name and revision: the Hub's own where the folder is a snapshot of its cache."""
+    """Return name and revision, which the path gives if the folder is a snapshot in the Hub cache."""
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name

@@ -19,14 +19,17 @@ from .run_model import open_model
 
 __all__ = ["Texts", "own_texts", "random_texts", "read_texts", "review_texts", "sampled_texts"]
 
-_CALIBRATION = 400
-_HELD_OUT = 600
+_CALIBRATION, _HELD_OUT = 400, 600
+"""Numbers of texts to calibrate on, and to measure on. More of the latter: an agreement of 98.3 % needs many masks."""
+
 _SHORTEST = 40
-_MOST_UNKNOWN = 0.1
-_LEAST_WHOLE = 0.6
-_SAMPLED = 400
-_ROUNDS = 4
-_LONGEST_SAMPLED = 24
+"""Minimum number of lines of a calibration file."""
+
+_MOST_UNKNOWN, _LEAST_WHOLE = 0.1, 0.6
+"""Limits for a text to suit a vocabulary: the share of unknown tokens, and the share of words that are one token."""
+
+_SAMPLED, _ROUNDS, _LONGEST_SAMPLED = 400, 4, 24
+"""Number of generated texts, rounds in which each is filled, and maximum length in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ def _whole_words(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -
     """
     counts = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
     words = list(counts)
+    # With a space, since byte-level vocabularies distinguish words within a text from those at its start.
     pieces = token_ids(tokenizer, [f" {word}" for word in words])
     held = sum(
         counts[word]
@@ -162,8 +166,10 @@ def sampled_texts(model: ir.Model, inputs: Sequence[str], tokenizer: PreTrainedT
             holes = np.argwhere(ids == tokenizer.mask_token_id)
             batch = _with_holes(tokenizer, ids, holes)
             (logits,) = session.run(["logits"], feeds(batch, inputs))
+            # A special token inside a text does not occur in real input.
             logits[:, special] = -np.inf
             drawn = _draw(logits, random)
+            # A quarter of the masks in the first round, all that are left in the last: later tokens see earlier ones.
             chosen = random.random(len(holes)) < 1 / (_ROUNDS - turn)
             ids[tuple(holes[chosen].T)] = drawn[chosen]
         texts.extend(ids.tolist())

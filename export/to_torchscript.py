@@ -1,4 +1,4 @@
-"""From a PyTorch checkpoint to the TorchScript file that serves, with the inputs and outputs of the serving graph."""
+"""Converts a PyTorch checkpoint to TorchScript, with the inputs and outputs of the ONNX serving graph."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from .batches import Batch
 __all__ = ["TORCHSCRIPT_INPUTS", "torchscript_export"]
 
 TORCHSCRIPT_INPUTS = ENCODER_INPUTS[:2]
-"""What the encoder takes; token types are zeros for every text, as they are when left out."""
+"""The encoder's inputs. Token types are omitted, since their default is what every text has: zeros."""
 
 _TRACED_LENGTH = 17
 
 
 class _LogitsAtRows(torch.nn.Module):
-    """The model with its head at chosen rows of the last hidden state; to be traced."""
+    """The model with its head at selected rows of the last hidden state; this part is traced."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _LogitsAtRows(torch.nn.Module):
 
 
 class _Serving(torch.nn.Module):
-    """The answers at chosen rows, by name; to be compiled, since `k` decides a shape."""
+    """The outputs of the serving graph; compiled instead of traced, since `k` determines a shape."""
 
     def __init__(self, logits_at_rows: torch.nn.Module) -> None:
         super().__init__()
@@ -61,22 +61,23 @@ def torchscript_export(model: PreTrainedModel, batch: Batch, path: Path) -> None
 
     Args:
         model: A masked language model whose head follows `base_model`.
-        batch: Texts of several lengths: without padding and with an even length a trace may keep what is true of
-            that batch alone.
+        batch: Texts of several lengths. A trace of a batch without padding, or with an even length, may contain
+            constants that are right for that batch only.
         path: The file to write.
 
     Raises:
         ExportError: The model cannot be traced.
     """
     ids, mask = (torch.from_numpy(each[:, :_TRACED_LENGTH]) for each in (batch.input_ids, batch.attention_mask))
+    # One row per text suffices: tracing records the operations, not the number of rows.
     rows = torch.arange(len(ids)) * ids.shape[1] + 1
-    # Tracing is deprecated, asks for attributes that transformers then reports on, and keeps numbers of the model's
-    # code; parity tells whether it may.
+    # Suppresses warnings: tracing is deprecated, reads attributes that transformers warns about, and turns some numbers
+    # into constants. Whether that changes the answers is measured afterwards, by the comparison with PyTorch.
     with quiet("transformers"):
         try:
             traced = torch.jit.trace(_LogitsAtRows(model), (ids, mask, rows), check_trace=False)
             for module in traced.modules():
-                # A list of layers, for one, has no graph of its own.
+                # Containers such as a list of layers have no graph of their own.
                 if module._c._has_method("forward"):
                     _follow_device(module.graph)
             torch.jit.save(torch.jit.script(_Serving(traced)), str(path))
@@ -85,7 +86,7 @@ def torchscript_export(model: PreTrainedModel, batch: Batch, path: Path) -> None
 
 
 def _follow_device(graph: Any) -> None:
-    """Make what a trace creates on the device that it was made on be created on that of the first input."""
+    """Replace the device that tracing recorded as a constant by the device of the first input."""
     tensor = next((each for each in graph.inputs() if each.type().kind() == "TensorType"), None)
     for node in graph.findAllNodes("prim::Constant"):
         if node.output().type().kind() == "DeviceObjType" and tensor is not None:

@@ -23,6 +23,7 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
             plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         except Exception as error:  # tokenizers raises bare Exception
             raise ModelError(f"{kind} runs Python of its own, which tokenizer.json cannot hold: {error}") from error
+        # Truncation would silently cut off masks, and the run time pads by itself.
         plain.no_padding()
         plain.no_truncation()
         return plain

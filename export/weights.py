@@ -33,6 +33,7 @@ def adjacent_pairs(channels: Sequence[int] | NDArray[np.int64]) -> Pairs:
             several rows.
     """
     rows = np.asarray(channels)
+    # The kernel pairs rows 0 and 1, 2 and 3, and so on; an odd last row is paired with zero.
     whole = rows[: len(rows) // 2 * 2].reshape(-1, 2)
     return np.unique(np.sort(whole, axis=1), axis=0)
 

@@ -19,13 +19,14 @@ from .results import FillResult
 from .runtime.best import Answer
 from .runtime.predictor import TOKEN_BUDGET
 from .tasks.fill import Choice, Wanted, ask_parts, build_result, check_top_k, encode_texts, wanted_ids
-from .text.encoder import EncodedText
+from .text.encoded_text import EncodedText
 
 __all__ = ["AsyncMaskFiller"]
 
 _T = TypeVar("_T")
 
 _TEXT_THREADS = 4
+"""Threads for tokenization, filters and results."""
 _SHORT, _FEW = 1_000, 50
 """Characters of a text, and number of predictions, that are processed in a fraction of a millisecond."""
 
@@ -109,6 +110,7 @@ class AsyncMaskFiller:
         self._waiting: list[_Request] = []
         self._running: list[_Request] = []
         self._full = asyncio.Event()
+        # One thread for the model: two runs at once would compete for the same cores.
         self._model = ThreadPoolExecutor(1, thread_name_prefix="mlm-infer")
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="mlm-infer-texts")
         self._worker: asyncio.Task[None] | None = None
@@ -276,6 +278,7 @@ class AsyncMaskFiller:
         waiting = [each for each in self._waiting if not each.answer.done()]
         nearest = sorted(waiting, key=lambda each: abs(each.tokens - waiting[0].tokens))
         taken: list[_Request] = []
+        # A batch is padded to its longest text, so its cost is that length times the number of texts.
         longest = 0
         for each in nearest:
             longest = max(longest, each.tokens)

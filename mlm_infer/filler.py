@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, Unpack, get_args, overload
 
 import numpy as np
 
-from .bundle.manifest import TOKENIZER, TORCHSCRIPT, ForeignManifest, unchanged
+from .bundle.manifest import TOKENIZER, TORCHSCRIPT, ForeignManifest, Manifest, unchanged
 from .bundle.read_manifest import read_manifest
 from .checks import check_choice, check_flag, shown, whole_number
 from .errors import BundleError, InputError
@@ -29,15 +29,16 @@ from .tasks.pipeline import answer_as_pipeline
 from .tasks.rank import Others, candidate_lists, rank_candidates
 from .tasks.score import ScoreMethod, score_texts
 from .tasks.self_test import check_answers
-from .text.encoder import EncodedText, LongText, TextEncoder, check_long_text
+from .text.encoded_text import EncodedText
+from .text.encoder import LongText, TextEncoder, check_long_text
 from .text.vocabulary import Restriction
 
 __all__ = ["MaskFiller", "open_named"]
 
 logger = logging.getLogger(__name__)
 
+# Limits far beyond any use: each beam is a row of a batch, and ONNX Runtime allocates a stack per thread.
 _WIDEST_BEAM = 100
-
 _MOST_THREADS = 1024
 
 
@@ -96,6 +97,7 @@ class MaskFiller:
             folder, manifest = locate(
                 model, precision=precision, backend=backend, revision=revision, local_files_only=local_files_only
             )
+        # The file is verified and then opened by name: it must be the same file both times.
         with unchanged(folder, [TOKENIZER]):
             encoder = TextEncoder(manifest.check_file(folder, TOKENIZER), manifest)
 
@@ -114,24 +116,14 @@ class MaskFiller:
         except InputError as error:
             raise BundleError(f"{folder}: its tokenizer does not read its own mask: {error}") from error
         self.model = OpenModel(encoder, predictor, manifest)
-        self.info = FillerInfo(
-            path=folder,
-            source=str(manifest.source.get("model", "")),
-            architecture=manifest.architecture,
-            backend="torchscript" if chosen == TORCHSCRIPT else "onnx",
-            precision="fp32" if chosen == TORCHSCRIPT else chosen,
-            provider=session.provider,
-            mask_token=manifest.mask_token,
-            max_length=manifest.max_length,
-            vocab_size=manifest.vocab_size,
-            cpu=cpu_kind(),
-        )
+        self.info = _info(folder, manifest, chosen, session.provider)
         # Unpickling opens the same model: for a plain export the file that was selected, not its folder, and for a
         # checkpoint or Hub id the bundle it became.
         plain = isinstance(manifest, ForeignManifest)
         again = None if model is None else place / manifest.models[chosen].file if plain else place
         self._arguments = (again, device, precision, threads, backend)
         if self_test:
+            # Only fp32 on a CPU computes nearly the same numbers on every machine; the others get a wider tolerance.
             exact = self.info.precision == "fp32" and "cuda" not in self.info.provider.lower()
             answers = manifest.known_answers.get(chosen, ())
             check_answers(folder, self.info.precision, answers, self._logprobs_of, exact=exact)
@@ -374,6 +366,7 @@ class MaskFiller:
         check_choice("order", order, get_args(Order))
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; give a string")
+        # One text per combination of span lengths; each is searched on its own, and the best of all are returned.
         expanded = expand_spans(text, self.model.manifest.mask_token)
         parts = [(self._one_with_masks(plain), spans, counts) for plain, spans, counts in expanded]
         return infill_text(
@@ -432,6 +425,7 @@ class MaskFiller:
             raise InputError(f"inputs is a {type(inputs).__name__}; give a string or a list of strings")
         top_k = check_top_k(self.model, top_k)
         results = answer_as_pipeline(self.model, texts, top_k, targets)
+        # The pipeline, too, unwraps a list of one text.
         return results[0] if len(results) == 1 else results
 
     def _one_with_masks(self, text: str) -> EncodedText:
@@ -445,6 +439,23 @@ def open_named(folder: Path, name: str, *, threads: int | None = None, self_test
     if name == TORCHSCRIPT:
         return MaskFiller(folder, device="cpu", backend="torchscript", threads=threads, self_test=self_test)
     return MaskFiller(folder, device="cpu", backend="onnx", precision=name, threads=threads, self_test=self_test)
+
+
+def _info(folder: Path, manifest: Manifest, chosen: str, provider: str) -> FillerInfo:
+    """Describe an open model; `chosen` is a precision, or TorchScript, which is always fp32."""
+    torchscript = chosen == TORCHSCRIPT
+    return FillerInfo(
+        path=folder,
+        source=str(manifest.source.get("model", "")),
+        architecture=manifest.architecture,
+        backend="torchscript" if torchscript else "onnx",
+        precision="fp32" if torchscript else chosen,
+        provider=provider,
+        mask_token=manifest.mask_token,
+        max_length=manifest.max_length,
+        vocab_size=manifest.vocab_size,
+        cpu=cpu_kind(),
+    )
 
 
 def _reopen(

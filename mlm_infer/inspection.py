@@ -67,7 +67,7 @@ class BundleDescription:
         return asdict(self)
 
     def text(self) -> str:
-        """Return the description for a person, without what would speak to a terminal."""
+        """Return the description as text, without control characters, which could manipulate a terminal."""
         revision = f", revision {without_controls(self.revision)}" if self.revision else ""
         shown = without_controls
         rows = [
@@ -108,8 +108,10 @@ def describe_bundle(folder: Path) -> BundleDescription:
     manifest = read_manifest(folder)
     models = {}
     try:
+        # Only the case of single-mask sentences has a meaningful perplexity; the others vary length and batch size.
         sentences = {case["precision"]: case for case in manifest.parity["cases"] if case["case"] == "sentences"}
         for precision, model in manifest.models.items():
+            # The content of `details` is not validated on reading, hence the broad `except` below.
             schemes = [str(layer["scheme"]) for layer in model.details.get("layers", [])]
             case = sentences.get(precision)
             models[precision] = ModelDescription(
@@ -149,6 +151,7 @@ def verify_bundle(folder: Path, *, torchscript: bool = False) -> Iterator[str]:
     Raises:
         BundleError: A check failed; the message names the file.
     """
+    # All files first, then the models: a damaged file is named as such, and not as a model that cannot be opened.
     manifest = read_manifest(folder)
     for name, stored in sorted(manifest.files.items()):
         manifest.check_file(folder, name)

@@ -1,4 +1,4 @@
-"""Models that the tests run: a real small checkpoint, and tiny ones of every architecture built in code."""
+"""Models for the tests: a real small checkpoint, and tiny ones of every architecture, built in code."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep what is exported on first use out of the user's cache."""
+    """Keep exports on first use out of the user's cache."""
     os.environ["MLM_INFER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Folders(dict[str, Path]):
-    """Folders by name, each made when it is first asked for and then shared."""
+    """Folders by name, each made on first access and then shared."""
 
     def __init__(self, make: Callable[[str], Path]) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def torch_bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def offline_pipeline() -> Iterator[Any]:
-    """`transformers.pipeline("fill-mask")` on the CPU, quietly."""
+    """`transformers.pipeline("fill-mask")` on the CPU, with logging suppressed."""
     from transformers import pipeline
     from transformers.utils import logging
 
@@ -114,7 +114,7 @@ def offline_pipeline() -> Iterator[Any]:
 
 @pytest.fixture(scope="module", params=["base", "roberta"])
 def pair(request: Any, bundles: dict[str, Path], checkpoints: dict[str, Path]) -> tuple[Any, Any]:
-    """A model in fp32, and the same in PyTorch: one real, one with a byte-level vocabulary."""
+    """A model in fp32 and the same model in PyTorch: one real, one with a byte-level vocabulary."""
     from tests.helpers.reference import Reference
 
     return MaskFiller(bundles[request.param], precision="fp32"), Reference(checkpoints[request.param])

@@ -1,4 +1,4 @@
-"""What else ONNX files look like that go around: each of these rewrites one, and its answers stay what they are."""
+"""Alters ONNX files in ways that occur in third-party exports, without changing their results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["ALTERATIONS"]
 
 
 def allow_zero(file: Path) -> None:
-    """Let a zero in the shape of every reshape mean nothing, as torch.export has it."""
+    """Set `allowzero` on every Reshape whose shape has no 0, as torch.export does."""
     model = onnx.load(file)
     constants = _constants(model)
     for node in model.graph.node:
@@ -24,7 +24,7 @@ def allow_zero(file: Path) -> None:
 
 
 def into_functions(file: Path) -> None:
-    """Put every layer norm into a function of the model's own, and that into another, as exporters of modules do."""
+    """Move every softmax and layer norm into a nested model-local function, as exporters that keep modules do."""
     model = onnx.load(file)
     opset = [each for each in model.opset_import if each.domain in ("", "ai.onnx")]
     inner, outer = "pkg.torch.nn.functional", "pkg.torch.nn.modules"
@@ -50,14 +50,14 @@ def into_functions(file: Path) -> None:
 
 
 def newest(file: Path) -> None:
-    """Declare a version of ONNX that came after the operators in it changed last."""
+    """Declare a newer opset, in which the operators of the file are unchanged."""
     model = ir.load(file)
     model.opset_imports[""], model.ir_version = 22, 10
     ir.save(model, file)
 
 
 def half(file: Path) -> None:
-    """Store and compute everything in fp16."""
+    """Convert all weights and operators to fp16, and rename the file accordingly."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(file)), file.with_name("model_fp16.onnx"))
@@ -65,18 +65,18 @@ def half(file: Path) -> None:
 
 
 def half_unnamed(file: Path) -> None:
-    """The same, and the file is called as if it were fp32."""
+    """Convert to fp16, but keep the file name of an fp32 model."""
     half(file)
     file.with_name("model_fp16.onnx").rename(file)
 
 
 def weights_outside(file: Path) -> None:
-    """Put the weights beside the graph."""
+    """Store the weights in an external file."""
     ir.save(ir.load(file), file, external_data=f"{file.name}_data", size_threshold_bytes=0)
 
 
 def symbols(file: Path) -> None:
-    """Name the axes of each input apart, and those of all values on the way, as torch.export does."""
+    """Give the axes of each input different names, and annotate all values with shapes, as torch.export does."""
     model = onnx.shape_inference.infer_shapes(onnx.load(file))
     for number, value in enumerate(model.graph.input):
         for axis, size in zip(("s", "u"), value.type.tensor_type.shape.dim, strict=True):
@@ -85,7 +85,7 @@ def symbols(file: Path) -> None:
 
 
 def narrow(file: Path) -> None:
-    """Take int32, as exporters from TensorFlow have it."""
+    """Change the inputs to int32, as in exports from TensorFlow."""
     model = onnx.load(file)
     for value in model.graph.input:
         value.type.tensor_type.elem_type = TensorProto.INT32
@@ -99,7 +99,7 @@ def narrow(file: Path) -> None:
 
 
 def more_outputs(file: Path) -> None:
-    """Give the last hidden state as well, and before the logits."""
+    """Add the last hidden state as an output before the logits."""
     model = onnx.load(file)
     last = next(node for node in reversed(model.graph.node) if node.op_type == "LayerNormalization")
     hidden = helper.make_tensor_value_info(last.output[0], TensorProto.FLOAT, ["batch", "sequence", "width"])
@@ -110,7 +110,7 @@ def more_outputs(file: Path) -> None:
 
 
 def weights_as_inputs(file: Path) -> None:
-    """Offer every weight as an input that may be given, as files of version 3 must."""
+    """List every weight as an optional input too, as IR version 3 requires."""
     model = onnx.load(file)
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
@@ -118,7 +118,7 @@ def weights_as_inputs(file: Path) -> None:
 
 
 def optimized(file: Path) -> None:
-    """Fuse it with ONNX Runtime's optimizer, as Optimum's ORTOptimizer does."""
+    """Fuse operators with ONNX Runtime's transformer optimizer, as Optimum's ORTOptimizer does."""
     from onnxruntime.transformers.optimizer import optimize_model
 
     optimize_model(str(file), "bert", num_heads=4, hidden_size=32).save_model_to_file(str(file))
@@ -145,4 +145,4 @@ ALTERATIONS: dict[str, Callable[[Path], None]] = {
     "weights-as-inputs": weights_as_inputs,
     "optimized": optimized,
 }
-"""By name: a function that rewrites a file in place (those of fp16 give it their name)."""
+"""By name: a function that alters a file in place (`fp16` renames it too)."""

@@ -1,10 +1,10 @@
-"""ONNX files as others write them: by the exporters that there are, in the forms in which they go around.
+"""Writes third-party ONNX exports: a tiny model in each form that the common exporters produce.
 
-    python tools/graph_corpus.py bert dynamo OUT     # one file, with its settings and tokenizer
+    python tools/graph_corpus.py bert dynamo OUT     # one file, with its configuration and tokenizer
     python tools/graph_corpus.py --list
 
-Each takes a checkpoint of `tiny_models` and writes `model.onnx`, `config.json` and the tokenizer into a folder, so
-that `mlm-export FOLDER/model.onnx OUT` and `MaskFiller(FOLDER)` find them.
+Each form takes a checkpoint of `tiny_models` and writes `model.onnx`, `config.json` and the tokenizer to a folder, in
+which `mlm-export FOLDER/model.onnx OUT` and `MaskFiller(FOLDER)` find them.
 """
 
 import importlib.util
@@ -26,13 +26,13 @@ from transformers.utils import logging as transformers_logging
 __all__ = ["EXPORTERS", "FORMS", "as_transformers_js", "write_file"]
 
 _LENGTH = 13
-"""Of the text that is traced: odd, and no size of the models."""
+"""Length of the traced texts: odd and different from all dimensions of the models, so that it cannot be confused."""
 
 Exporter = Callable[..., None]
 
 
 def _sample(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return two texts of different lengths, as what a tokenizer gives."""
+    """Return the tokenizer's output for two texts of different lengths."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, len(tokenizer), (2, _LENGTH), generator=generator)
@@ -46,7 +46,7 @@ def _sample(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 class _Logits(torch.nn.Module):
-    """A model that takes its inputs by position and gives its logits alone, as the old tracer wants it."""
+    """A model that takes its inputs by position and returns its logits only, as PyTorch's tracer requires."""
 
     def __init__(self, model: torch.nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class _Logits(torch.nn.Module):
 
 
 def _dynamo(checkpoint: Path, file: Path, *, attention: str | None = None, **options: Any) -> None:
-    """torch.onnx.export as it is called today."""
+    """torch.onnx.export with `dynamo=True`, the default of current PyTorch."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoint, attn_implementation=attention).eval()
     sample = _sample(checkpoint)
-    # By position the names are those of the wrapper; by name they are the model's own.
+    # Passed by name, the inputs keep the names that the model gives them.
     torch.onnx.export(
         model,
         (),
@@ -77,7 +77,7 @@ def _dynamo(checkpoint: Path, file: Path, *, attention: str | None = None, **opt
 
 
 def _traced(checkpoint: Path, file: Path, *, attention: str | None = "eager", opset: int = 17) -> None:
-    """Torch's tracer, which torch.onnx.export was before."""
+    """torch.onnx.export with `dynamo=False`, the tracer, which was the default of older PyTorch."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoint, attn_implementation=attention).eval()
     sample = _sample(checkpoint)
     axes = {name: {0: "batch", 1: "sequence"} for name in (*sample, "logits")}
@@ -110,7 +110,7 @@ def _optimum(checkpoint: Path, file: Path, **options: Any) -> None:
 
 
 EXPORTERS: dict[str, Exporter] = {}
-"""By name, those of this environment: writes the ONNX file of a checkpoint."""
+"""The exporters that are installed, by name; each writes the ONNX file of a checkpoint."""
 
 EXPORTERS["traced"] = _traced
 if importlib.util.find_spec("onnxscript") is not None:
@@ -135,12 +135,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformers-fused": ("transformers", {"ort_fusions": "cpu"}),
     "optimum": ("optimum", {}),
 }
-"""By name: an exporter, and what it is told."""
+"""By name: an exporter, and its options."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters report at length what is no concern here."""
+    """Suppress the log messages and warnings of the exporters."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -156,7 +156,7 @@ def write_file(checkpoint: Path, form: str, folder: Path) -> Path:
     Args:
         checkpoint: A folder that a builder of `tiny_models` wrote.
         form: Its name.
-        folder: Where to write the file with its settings.
+        folder: The folder to write to.
 
     Returns:
         The ONNX file.
@@ -179,11 +179,11 @@ def _settings(checkpoint: Path, folder: Path) -> None:
 
 
 def as_transformers_js(file: Path, folder: Path) -> Path:
-    """Lay a file out as transformers.js has it: the graphs below `onnx`, one with weights in bytes beside it.
+    """Copy an export in the layout of transformers.js: graphs in the sub-folder `onnx`, an int8 one among them.
 
     Args:
         file: What `write_file` returned.
-        folder: Where to put the copy.
+        folder: The folder of the copy.
 
     Returns:
         The file `onnx/model.onnx`.
@@ -202,7 +202,7 @@ def as_transformers_js(file: Path, folder: Path) -> Path:
 @click.argument("architecture", required=False)
 @click.argument("form", required=False)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--list", "listed", is_flag=True, help="Say which architectures and forms there are.")
+@click.option("--list", "listed", is_flag=True, help="List the architectures and forms.")
 def _main(architecture: str | None, form: str | None, folder: Path | None, *, listed: bool) -> None:
     """Write the ONNX file of a tiny ARCHITECTURE in a FORM into FOLDER."""
     if listed or architecture is None or form is None or folder is None:

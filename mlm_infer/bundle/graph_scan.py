@@ -29,7 +29,7 @@ _HOLDS: dict[str, dict[int, str]] = {
 _DEEPEST = 50
 
 WEIGHTS_ENDINGS = ("_data", ".data")
-"""What the name of a weights file has behind that of its graph, as Optimum and as torch write it."""
+"""Suffixes that Optimum and torch append to the name of a graph for its weights file."""
 
 
 def external_files(graph: bytes | mmap.mmap) -> set[str]:

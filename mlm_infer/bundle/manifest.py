@@ -195,13 +195,14 @@ def check_all(folder: Path, manifest: Manifest) -> CheckedManifest:
 
     Args:
         folder: The bundle.
-        manifest: Of it.
+        manifest: Its manifest.
 
     Raises:
         BundleError: A file is missing or damaged.
     """
     identities = {}
     for name in manifest.files:
+        # Before hashing: a change during or after it then shows as another identity.
         identities[name] = identity(confine(folder, name))
         manifest.check_file(folder, name)
     values = {each.name: getattr(manifest, each.name) for each in fields(manifest)}

@@ -93,8 +93,6 @@ def main(
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
     from mlm_infer.filler import MaskFiller
 
-    from .answers import answer_texts
-
     options: FillKeywords = {
         "top_k": top_k,
         "targets": _words(targets),
@@ -107,16 +105,31 @@ def main(
         "long_text": long_text,
     }
     filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
+    # Options are validated by the filler and not by click, so that Python and the command give the same messages.
     if output is not None:
         _to_file(filler, texts, paths, column, output, resume, options)
         return
-    lines = _lines(texts, paths, column)
+    _to_stdout(filler, texts, paths, column, options, as_json=as_json)
+
+
+def _to_stdout(
+    filler: "MaskFiller",
+    texts: Sequence[str],
+    paths: Sequence[Path],
+    column: str,
+    options: "FillKeywords",
+    *,
+    as_json: bool,
+) -> None:
+    """Fill the texts and print the answers."""
+    from .answers import answer_texts
+
     # A progress bar is useful only if a person watches and the answers go elsewhere.
     hidden = not sys.stderr.isatty() or sys.stdout.isatty()
     total = _count(texts, paths, column)
     bar: ProgressBar[int]
     with click.progressbar(length=total or 0, label="Filling", file=sys.stderr, hidden=hidden or total is None) as bar:
-        for read, result in answer_texts(filler, lines, options):
+        for read, result in answer_texts(filler, _lines(texts, paths, column), options):
             if isinstance(result, InputError):
                 # An invalid argument is wrong usage (exit status 2), an invalid line of a file is not.
                 raise DataError(str(result)) if read.place else result

@@ -18,6 +18,7 @@ from .read_texts import ReadText, pyarrow_parquet, read_texts
 __all__ = ["fill_file"]
 
 _FLUSH_EVERY = 512
+"""Rows between flushes; a kill loses at most these."""
 
 
 def fill_file(
@@ -128,6 +129,7 @@ def _take_up(part: Path, texts: Iterator[ReadText]) -> tuple[int, int]:
     Raises:
         InputError: A row belongs to a different text than the input has at this place.
     """
+    # Compared with the input text by text, so that an edited input cannot give rows of two versions.
     whole = rows = wrong = 0
     with part.open("rb+") as stream:
         for line in stream:
@@ -159,6 +161,7 @@ def _count(output: Path, parquet: Any) -> tuple[int, int]:
             errors = ["error" in json.loads(row) for row in rows]
         return len(errors), sum(errors)
     file = parquet.ParquetFile(output)
+    # Only one column is read: the rows may be much larger than memory.
     nulls = sum(batch.column(0).null_count for batch in file.iter_batches(columns=["error"]))
     return file.metadata.num_rows, file.metadata.num_rows - nulls
 

@@ -17,6 +17,7 @@ _KEPT = 1000
 """Characters of a longer line that the output keeps."""
 
 _ROWS = 64
+"""Rows of a parquet file in memory: a cell may have many megabytes."""
 
 
 class ReadText(NamedTuple):
@@ -105,6 +106,7 @@ def _lines(name: str, stream: TextIO) -> Iterator[ReadText]:
 
 
 def _csv(path: Path, stream: TextIO, column: str) -> Iterator[ReadText]:
+    # The default limit, 131,072 characters, is less than a text may have.
     csv.field_size_limit(_LONGEST_LINE)
     table = csv.DictReader(_csv_lines(path, stream))
     try:

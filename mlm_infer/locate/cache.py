@@ -104,7 +104,7 @@ def _export(model: Path, entry: Path, arguments: Mapping[str, Sequence[str]]) ->
     module = "mlm_infer.export.first_use"
     command = [sys.executable, "-P", "-m", module, str(model), str(entry), json.dumps(arguments)]
     event: dict[str, str] = {}
-    # What libraries write to stderr is kept, unread unless the process ends without a word of its own.
+    # stderr is kept for the case that the process fails without reporting an error itself.
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(  # noqa: S603
@@ -128,7 +128,7 @@ def _export(model: Path, entry: Path, arguments: Mapping[str, Sequence[str]]) ->
 
 
 def _say(text: str) -> None:
-    """Tell a person; who fills masks alone does not load click."""
+    """Print a message on stderr. click is imported here, so that filling masks alone does not load it."""
     import click
 
     click.echo(text, err=True)

@@ -137,12 +137,14 @@ def _named_weights(settings: Path) -> list[str]:
 
 def _needed(names: Iterable[str], precision: str) -> list[str]:
     """Return which files of a repository to download."""
+    # The same precedence as in `locate`.
     names = list(names)
     if MANIFEST in names:
         return _match(names, [MANIFEST, TOKENIZER, "model.*"])
     exports = onnx_files(names)
     if exports:
         return settings_files(names, exports.get(precision, next(iter(exports.values()))))
+    # Repositories often have the same weights in several formats; only those that transformers would load are needed.
     safe = _SAFE_WEIGHTS & set(names)
     weights = _match(names, _WEIGHTS[:1] if safe else _WEIGHTS)
     return [*_match(names, _CHECKPOINT_SETTINGS), *weights] if weights else []
@@ -167,6 +169,7 @@ def _from_onnx(path: Path, precision: str) -> tuple[Path, Manifest]:
         raise InputError(f"precision is {precision!r}, but {path} is {named}; take 'auto'")
     if can_export():
         files = [folder / each for each in settings_files(_names(folder), name)]
+        # A failed conversion is no reason to refuse a model that runs as it is.
         try:
             return export_once(path, files, {"precisions": [named]})
         except (BundleError, ExportError) as error:
@@ -182,6 +185,7 @@ def _from_checkpoint(folder: Path, names: Iterable[str], precision: str, backend
             f"{folder} is a PyTorch checkpoint, which has to be exported: pip install 'mlm-infer[export]' to have it "
             f"done on first use, or where that is installed: mlm-export {folder} OUT"
         )
+    # The arguments are part of the cache key, so each precision and format is an entry of its own.
     arguments = {"formats": ["torchscript"]} if backend == "torchscript" else {}
     arguments |= {"precisions": [precision]} if precision != "auto" else {}
     return export_once(folder, _files_of_export(folder, names), arguments)

@@ -43,45 +43,19 @@ def fetch(
         DependencyError: huggingface-hub is not installed.
     """
     try:
-        from huggingface_hub import HfApi, constants, errors, snapshot_download, try_to_load_from_cache
+        from huggingface_hub import constants, try_to_load_from_cache
     except ImportError as error:
         raise DependencyError(
             f"there is no folder {repository}, and to look for it on the Hub needs huggingface-hub; "
             "install it with: pip install huggingface-hub"
         ) from error
     forbidden = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
-    reason = forbidden if local_files_only or constants.HF_HUB_OFFLINE else None
-    if reason is None:
+    reason = forbidden
+    if not local_files_only and not constants.HF_HUB_OFFLINE:
         try:
-            wanted = choose(HfApi().list_repo_files(repository, revision=revision))
-            if not wanted:
-                raise ModelError(f"{repository} on the Hub holds no bundle, no ONNX export and no checkpoint to export")
-            patterns = [glob.escape(each) for each in wanted]
-            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-        except errors.GatedRepoError as error:
-            raise BundleError(
-                f"{repository} is a gated repository on the Hub: accept its terms on its page, then run hf auth login"
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise BundleError(
-                f"there is no folder {repository}, and the Hub has no such model, or keeps it private (hf auth login); "
-                f"to write a bundle: mlm-export MODEL {repository}"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise BundleError(
-                f"{repository} has no revision {revision!r} on the Hub; see its branches and tags"
-            ) from error
-        except OSError as error:
-            # With a file name it is the local disk; without one it is the network.
-            if error.filename:
-                raise BundleError(
-                    f"the copy of {repository} cannot be written ({error}); set HF_HOME to another folder"
-                ) from error
-            reason = first_line(error)[:200]
-        except Exception as error:  # the client's exceptions depend on its version and share no base class
-            if not type(error).__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
-                raise
-            reason = first_line(error)[:200]
+            return _download(repository, revision, choose)
+        except _UnreachableError as error:
+            reason = str(error)
     # Offline, snapshot_download would fail because of files that were never selected, so look for an anchor instead.
     copies = [try_to_load_from_cache(repository, name, revision=revision) for name in anchors]
     found = next((Path(each).parent for each in copies if isinstance(each, str)), None)
@@ -93,3 +67,47 @@ def fetch(
     if reason != forbidden:
         logger.warning("the Hub cannot be reached (%s); taking the copy of %s on this machine", reason, repository)
     return found
+
+
+class _UnreachableError(Exception):
+    """The Hub cannot be reached, so a copy on this machine may serve; the message is the reason."""
+
+
+def _download(repository: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]]) -> Path:
+    """Download the files that `choose` selects, or take them from the Hub cache if they are current.
+
+    Raises:
+        BundleError: The repository or revision does not exist, access is denied, or the cache cannot be written.
+        ModelError: The repository contains nothing that can be opened.
+        _UnreachableError: The Hub did not answer.
+    """
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    try:
+        wanted = choose(HfApi().list_repo_files(repository, revision=revision))
+        if not wanted:
+            raise ModelError(f"{repository} on the Hub holds no bundle, no ONNX export and no checkpoint to export")
+        patterns = [glob.escape(each) for each in wanted]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        raise BundleError(
+            f"{repository} is a gated repository on the Hub: accept its terms on its page, then run hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise BundleError(
+            f"there is no folder {repository}, and the Hub has no such model, or keeps it private (hf auth login); "
+            f"to write a bundle: mlm-export MODEL {repository}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise BundleError(f"{repository} has no revision {revision!r} on the Hub; see its branches and tags") from error
+    except OSError as error:
+        # With a file name it is the local disk; without one it is the network.
+        if error.filename:
+            raise BundleError(
+                f"the copy of {repository} cannot be written ({error}); set HF_HOME to another folder"
+            ) from error
+        raise _UnreachableError(first_line(error)[:200]) from error
+    except Exception as error:  # the client's exceptions depend on its version and share no base class
+        if not type(error).__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
+            raise
+        raise _UnreachableError(first_line(error)[:200]) from error

@@ -24,6 +24,7 @@ fp32 comes first, because the answers of the others were never verified."""
 
 _SETTINGS = ("config.json", TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 _MOST_IDS = 2**31
+"""Upper limit of sizes and ids in the settings, which come from third parties."""
 
 _AFTER_PADDING = frozenset(
     ["camembert", "data2vec-text", "esm", "ibert", "longformer", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"]
@@ -75,6 +76,7 @@ def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
             f"AutoTokenizer.from_pretrained(...).save_pretrained({str(folder)!r}) writes it"
         )
     tokenizer = SafeTokenizer(folder / TOKENIZER)
+    # Newer tokenizers keep special tokens in tokenizer_config.json, older ones in a file of their own.
     mask = _token(settings.get("mask_token")) or _token(special.get("mask_token"))
     mask_id = tokenizer.token_to_id(mask) if mask else None
     if mask is None or mask_id is None:
@@ -96,6 +98,7 @@ def read_foreign(folder: Path, files: Mapping[str, str]) -> ForeignManifest:
         vocab_size=_number(folder, config, "vocab_size", tokenizer.get_vocab_size()),
         max_length=_max_length(folder, config, settings, pad_id),
         clean_up_spaces=settings.get("clean_up_tokenization_spaces") is True,
+        # All that there are: the backend passes on those that the graph has.
         inputs=ENCODER_INPUTS,
         models=models,
         parity={},

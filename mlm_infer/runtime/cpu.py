@@ -26,6 +26,7 @@ def _cpuinfo() -> dict[str, str]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
+    # One block per core; all cores of a machine are alike for this purpose.
     first = text.split("\n\n", 1)[0]
     return {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in first.splitlines())}
 
@@ -88,6 +89,7 @@ def cpu_kind() -> CpuKind:
         raise InputError(f"{CPU_VARIABLE} is {chosen!r}; it must be one of {', '.join(typing.get_args(CpuKind))}")
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "arm64"
+    # A hypervisor or emulator may mask features that the host's /proc/cpuinfo shows, so the instruction is asked first.
     flags = _cpuid_flags()
     flags = cpu_flags() if flags is None else flags
     if "avx512_vnni" in flags or "avx_vnni" in flags:
@@ -107,6 +109,7 @@ def available_cpus() -> int:
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
+    # Rounded down: a thread more than the quota would be throttled together with all others.
     return max(1, min(cpus, int(quota)) if quota else cpus)
 
 
@@ -124,6 +127,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
         rows = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
     except OSError:
         rows = []
+    # Version 2 has one hierarchy with an empty controller name; version 1 has one per controller, such as `cpu`.
     paths = {"": "/", "cpu": "/"} | {name: row[2] for row in rows if len(row) == 3 for name in row[1].split(",")}
     quotas = []
     for top, path, read in ((root, paths[""], _quota_2), (root / "cpu", paths["cpu"], _quota_1)):

@@ -129,14 +129,7 @@ class Session:
         )
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run the model.
-
-        Args:
-            outputs: Names of the outputs to fetch.
-            feeds: Input arrays by name.
-
-        Returns:
-            The outputs in the order asked for.
+        """Run the model; see `Backend.run`.
 
         Raises:
             DeviceError: The device has no memory left, or failed.

@@ -16,7 +16,7 @@ __all__ = ["EveryPosition", "check_ends"]
 
 
 def check_ends(path: Path, inputs: Mapping[str, Sequence[str | int | None]], outputs: Sequence[str]) -> None:
-    """Refuse a plain export that a text alone cannot be given to, or that gives no logits.
+    """Reject a plain export that needs inputs other than text, or that has no logits.
 
     Args:
         path: The model file.
@@ -26,13 +26,13 @@ def check_ends(path: Path, inputs: Mapping[str, Sequence[str | int | None]], out
     Raises:
         ModelError: It is not a masked language model, or needs inputs that cannot be computed from text.
     """
-    strange = sorted(set(inputs) - {"input_ids", "attention_mask", "token_type_ids"})
-    if any(name.startswith("past") for name in strange):
+    unsupported = sorted(set(inputs) - {"input_ids", "attention_mask", "token_type_ids"})
+    if any(name.startswith("past") for name in unsupported):
         raise ModelError(
-            f"{path} takes {strange[0]}, the cache of a text-generation model; export a masked "
+            f"{path} takes {unsupported[0]}, the cache of a text-generation model; export a masked "
             "language model (optimum-cli export onnx --task fill-mask)"
         )
-    if "input_ids" not in inputs or strange:
+    if "input_ids" not in inputs or unsupported:
         raise ModelError(
             f"{path} takes the inputs {', '.join(inputs)}, which cannot be computed from text alone; export it "
             "with no others than input_ids, attention_mask and token_type_ids"
@@ -86,6 +86,7 @@ class EveryPosition:
         Raises:
             BundleError: ONNX Runtime cannot run the model.
         """
+        # A third-party graph may or may not have token types; for a single text they are zeros.
         ids = feeds["input_ids"]
         texts = {"token_type_ids": np.zeros_like(ids), **feeds}
         (everywhere,) = self._session.run(["logits"], {name: texts[name] for name in self._session.inputs})

@@ -110,6 +110,7 @@ def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
         model: The model.
         tokenizer_limit: `model_max_length` of its tokenizer, which may be absurdly large.
     """
+    # The smallest of all limits, since configurations and tokenizers of checkpoints often disagree.
     limits = [tokenizer_limit]
     for name in ("max_position_embeddings", "n_positions"):
         value = getattr(model.config, name, None)
@@ -119,6 +120,7 @@ def max_length(model: "PreTrainedModel", tokenizer_limit: int) -> int:
         if name.endswith("position_embeddings") and hasattr(module, "weight"):
             padding = getattr(module, "padding_idx", None)
             limits.append(module.weight.shape[0] - (0 if padding is None else padding + 1))
+    # Up to this length, transformers itself switches BigBird to full attention.
     if getattr(model.config, "attention_type", None) == "block_sparse":
         limits.append((5 + 2 * model.config.num_random_blocks) * model.config.block_size)
     return min(limits)
@@ -133,6 +135,7 @@ def special_ends(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[
     Args:
         tokenizer: A tokenizer with a mask token.
     """
+    # The mask token is a single token in every tokenizer, so what surrounds it is what is added.
     whole: list[int] = tokenizer(tokenizer.mask_token)["input_ids"]
     inner = tokenizer(tokenizer.mask_token, add_special_tokens=False)["input_ids"]
     start = next(at for at in range(len(whole)) if whole[at : at + len(inner)] == inner)

@@ -20,6 +20,7 @@ def head_at_rows(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
     """
 
     def keep_rows(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        # With a batch axis of one, so that the head sees the shape that it expects.
         hidden = output[0]
         chosen = hidden.reshape(-1, hidden.shape[-1])[rows].unsqueeze(0)
         if isinstance(output, tuple):
@@ -27,6 +28,7 @@ def head_at_rows(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
         output.last_hidden_state = chosen
         return output
 
+    # A hook instead of a copy of the head's code: it works for every architecture whose head follows the encoder.
     handle = model.base_model.register_forward_hook(keep_rows)
     try:
         yield
@@ -67,6 +69,7 @@ def rows_are_exact(model: PreTrainedModel, input_ids: torch.Tensor, attention_ma
     # A head that mixes positions, or a model whose head does not follow `base_model`, fails this test.
     training = model.training
     model.eval()
+    # Every third row: a selection that a head which mixes neighbours cannot get right by chance.
     rows = torch.arange(0, input_ids.numel(), 3, device=input_ids.device)
     try:
         full = masked_logits(model, input_ids, attention_mask, rows, fast=False)

@@ -13,7 +13,8 @@ from mlm_infer.errors import InputError
 from mlm_infer.options import FillOptions
 from mlm_infer.results import FillResult, MaskResult, Prediction
 from mlm_infer.runtime.best import Answer, best_of
-from mlm_infer.text.encoder import EncodedText, LongText, TextEncoder
+from mlm_infer.text.encoded_text import EncodedText
+from mlm_infer.text.encoder import LongText, TextEncoder
 from mlm_infer.text.vocabulary import Restriction
 
 from .chunks import chunked
@@ -40,6 +41,7 @@ Wanted = list[NDArray[np.int64]]
 """The permitted token ids for each mask of a text."""
 
 _STREAM_CHUNK = 512
+"""Texts that a stream reads ahead: enough to find neighbours of similar length for full batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Choice:
     def best(self, ids: NDArray[np.int64], logprobs: NDArray[np.float32]) -> Answer:
         """Return the top-k of the permitted tokens."""
         if self.renormalize:
+            # `logprobs` are those of all permitted tokens, so their sum in log space is the mass that they share.
             logprobs = logprobs - np.logaddexp.reduce(logprobs)
         return best_of(ids, logprobs, self.top_k)
 
@@ -135,6 +138,7 @@ def fill_stream(
     for chunk, failure in _chunks(texts):
         found = encode_texts(model, chunk, choice, first=first)
         first += len(chunk)
+        # Texts before an invalid one are still answered, as they would be if the stream had been read one by one.
         wrong = next((each for each in found if isinstance(each, InputError)), None) if on_error == "raise" else None
         if wrong is not None:
             found = found[: found.index(wrong)]
@@ -207,6 +211,7 @@ def _masks(
             for token_id, logprob in zip(ids.tolist(), logprobs.tolist(), strict=True)
             if math.exp(logprob) >= min_score
         )
+        # Positions refer to the whole text, not to the window that the model saw.
         yield MaskResult(position + part.skipped, span, predictions, part.window)
 
 

@@ -14,7 +14,8 @@ from mlm_infer.errors import InputError
 from mlm_infer.results import Infilling
 from mlm_infer.runtime.best import Answer, best_of
 from mlm_infer.runtime.predictor import Predictor, Query
-from mlm_infer.text.encoder import EncodedText, TextEncoder
+from mlm_infer.text.encoded_text import EncodedText
+from mlm_infer.text.encoder import TextEncoder
 from mlm_infer.text.vocabulary import Restriction
 
 from .open_model import OpenModel
@@ -26,6 +27,7 @@ Order = Literal["confidence", "left_to_right"]
 _SPAN = re.compile(r"\[MASK:([^\]]*)\]|<mask:([^>]*)>")
 _LONGEST_SPAN = 16
 _MOST_LENGTHS = 64
+"""Maximum number of combinations of span lengths, each of which takes a search of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ def infill_text(
     """
     encoder = model.encoder
     found: list[Infilling] = []
+    # Log-probabilities decrease with every token, so fillings of different lengths are compared by their mean.
     for encoded, spans, counts in parts:
         permitted = None if restriction.is_none else _permitted(encoder, encoded, restriction)
         # With a single mask the beam is the result, so it must be as wide as `top_k`.
@@ -144,11 +147,13 @@ def _search(
     permitted: dict[int, NDArray[np.int64]] | None,
 ) -> list[_State]:
     """Beam search: fill one mask of every state per step and keep the best states; a width of one is greedy."""
+    # All states are queried in one call, which batches them. The first step has a single state, the masked text.
     states = [_State(tuple(text.ids), text.positions, 0.0)]
     for _ in text.positions:
         asked = [Query(state.ids, state.left if order == "confidence" else state.left[:1]) for state in states]
         following: dict[tuple[int, ...], _State] = {}
         for state, query, answer in zip(states, asked, _best(predictor, asked, width, permitted), strict=True):
+            # With `left_to_right` there is one candidate; otherwise the mask with the most probable token is filled.
             place = max(range(len(query.positions)), key=lambda slot: float(answer[slot][1][0]))
             position = query.positions[place]
             for token_id, logprob in zip(*(each.tolist() for each in answer[place]), strict=True):

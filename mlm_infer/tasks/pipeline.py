@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mlm_infer.runtime.best import Answer, best_of
-from mlm_infer.text.encoder import EncodedText, TextEncoder
+from mlm_infer.text.encoded_text import EncodedText
+from mlm_infer.text.encoder import TextEncoder
 
 from .open_model import OpenModel
 

@@ -9,7 +9,8 @@ from mlm_infer.checks import check_copies, shown
 from mlm_infer.errors import InputError
 from mlm_infer.results import Candidate, RankResult
 from mlm_infer.runtime.predictor import Predictor, Query
-from mlm_infer.text.encoder import EncodedText, TextEncoder
+from mlm_infer.text.encoded_text import EncodedText
+from mlm_infer.text.encoder import TextEncoder
 from mlm_infer.text.vocabulary import check_word
 
 from .open_model import OpenModel
@@ -74,6 +75,7 @@ def rank_candidates(
         for word, ids in zip(words, pieces, strict=True):
             found = tuple(logprobs[question] for question in _questions(tuple(ids), others, mask_id))
             total = sum(found)
+            # With `left_to_right`, the sum is the log-probability of the whole candidate, by the chain rule.
             ranked.append(
                 Candidate(
                     text=word,
@@ -84,6 +86,7 @@ def rank_candidates(
                     sequence=text.text[: text.spans[number][0]] + word.strip() + text.text[text.spans[number][1] :],
                 )
             )
+        # `sorted` is stable: candidates with equal scores keep the user's order.
         answers.append(tuple(sorted(ranked, key=lambda each: -each.score)))
     return RankResult(text.text, tuple(answers))
 
@@ -127,6 +130,7 @@ def _logprobs(
 
 def _pieces(encoder: TextEncoder, text: EncodedText, number: int, word: object) -> list[int]:
     word = check_word("candidate", word, "a word or phrase")
+    # A candidate at the start of a text, or right after a letter, has no space before it.
     start = text.spans[number][0]
     ids = encoder.pieces(word, begins_word=start > 0 and text.text[start - 1].isspace())
     if not ids:

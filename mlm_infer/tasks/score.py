@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlm_infer.results import ScoreResult, TokenScore
-from mlm_infer.text.encoder import LongText, WholeText
+from mlm_infer.text.encoded_text import WholeText
+from mlm_infer.text.encoder import LongText
 
 from .open_model import OpenModel
 
@@ -46,6 +47,7 @@ def score_texts(
         scored = list(range(whole.head, len(whole.ids) - whole.tail))
         pending.append((whole, scored))
         queries += [_masked(whole, place, method, longest, mask_id) for place in scored]
+        # Every scored token is a copy of the text, or of a window of it.
         held += len(scored) * min(len(whole.ids), longest)
         if held >= _TOKENS_AT_ONCE:
             yield from _score(model, pending, queries)
@@ -71,6 +73,7 @@ class _MaskedToken:
     def ids(self) -> NDArray[np.int64]:
         ids, index = self.whole.window(self.place, self.longest)
         masked = np.array(ids, np.int64)
+        # Never beyond the window's last ordinary token: the special tokens at its end stay visible.
         masked[index : min(index + self.count, len(ids) - self.whole.tail)] = self.mask_id
         return masked
 

@@ -3,7 +3,6 @@
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,16 +11,15 @@ from mlm_infer.bundle.manifest import Manifest
 from mlm_infer.checks import MOST_CHARACTERS, check_choice, check_copies, shown
 from mlm_infer.errors import BundleError, InputError, TextError
 
+from .encoded_text import EncodedText, Span, WholeText
 from .tokenizer import SafeTokenizer
 from .vocabulary import NO_TEXT, Vocabulary, is_text
 
 __all__ = [
     "MASK_SPELLINGS",
     "MOST_CHARACTERS",
-    "EncodedText",
     "LongText",
     "TextEncoder",
-    "WholeText",
     "check_long_text",
 ]
 
@@ -36,61 +34,6 @@ _LONG = 10_000
 
 LongText = Literal["error", "window"]
 """What to do with a text that has more tokens than the model accepts."""
-
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedText:
-    """A tokenized text, or the window around one mask of a long text.
-
-    Attributes:
-        text: The input text.
-        ids: Token ids, special tokens included.
-        positions: Indices of the masks among the ids.
-        spans: Start and end of each mask in the text, in characters.
-        skipped: Number of tokens before the window.
-        window: Start and end of the window in the text, in characters; None for a whole text.
-    """
-
-    text: str
-    ids: list[int]
-    positions: tuple[int, ...]
-    spans: tuple[Span, ...]
-    skipped: int = 0
-    window: Span | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WholeText:
-    """A complete text with the character span and the word of each token.
-
-    Attributes:
-        text: The text.
-        ids: Token ids, special tokens included.
-        head: Number of special tokens at the start.
-        tail: Number of special tokens at the end.
-        spans: Start and end of each token in the text; empty for special tokens.
-        words: Index of the word that a token belongs to; None for special tokens.
-    """
-
-    text: str
-    ids: list[int]
-    head: int
-    tail: int
-    spans: list[Span]
-    words: list[int | None]
-
-    def window(self, position: int, longest: int) -> tuple[list[int], int]:
-        """Return a window of at most `longest` ids around a token, centred if possible, and the token's index in it."""
-        if len(self.ids) <= longest:
-            return self.ids, position
-        room = longest - self.head - self.tail
-        last = len(self.ids) - self.tail
-        start = min(max(position - room // 2, self.head), last - room)
-        # The window gets the special tokens of a whole text, which the model was trained with.
-        ids = [*self.ids[: self.head], *self.ids[start : start + room], *self.ids[last:]]
-        return ids, position - start + self.head
 
 
 class TextEncoder:
@@ -111,6 +54,7 @@ class TextEncoder:
             )
         self._manifest = manifest
         self.vocabulary = Vocabulary(self._tokenizer, manifest.vocab_size)
+        # Longest first: a regular expression takes the first alternative that matches.
         spellings = sorted({*MASK_SPELLINGS, manifest.mask_token}, key=len, reverse=True)
         # Each prediction decodes its token twice, and the same tokens are predicted again and again.
         self._text_of_one = lru_cache(maxsize=_REMEMBERED)(lambda token_id: self._text_of([token_id]))
@@ -204,6 +148,7 @@ class TextEncoder:
         positions = tuple(index for index, token in enumerate(ids) if token == manifest.mask_id)
         if not positions:
             raise TextError(name, f"has no mask; write {manifest.mask_token} where a word is missing: {shown(text)}")
+        # A mask that touches other text may be tokenized together with it, or a tokenizer may add masks of its own.
         if len(positions) != len(spans):
             raise TextError(
                 name,
@@ -233,6 +178,7 @@ class TextEncoder:
         Args:
             spans: Spans of the masks in the user's text.
         """
+        # Each mask before an offset shifts it by the difference between the two spellings.
         moved = [0]
         for start, end in spans:
             moved.append(moved[-1] + len(self._manifest.mask_token) - (end - start))
@@ -270,6 +216,7 @@ class TextEncoder:
 
     def _whole(self, plain: str, text: str) -> WholeText:
         found = self._tokenizer.encode(plain)
+        # Counted from both ends, because a special token within the text belongs to the text.
         special: list[int] = found.special_tokens_mask
         head = next((index for index, each in enumerate(special) if not each), len(special))
         tail = next((index for index, each in enumerate(reversed(special)) if not each), 0)
@@ -282,6 +229,7 @@ class TextEncoder:
             text: The part.
             begins_word: Whether it follows a space, as opposed to continuing the word before it.
         """
+        # Only byte-level vocabularies distinguish a word at the start of a text from one after a space.
         part = text.strip()
         if self.vocabulary.marker == "Ġ" and begins_word:
             part = f" {part}"
@@ -298,6 +246,7 @@ class TextEncoder:
             text: The input text.
             fillings: Spans of masks, in order, and the ids that replace them.
         """
+        # Not decoded from the ids: the user's case and spacing are kept.
         result, end = "", 0
         for (start, after), ids in fillings:
             result = self._join(result + text[end:start], ids)

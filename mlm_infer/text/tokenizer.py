@@ -61,6 +61,7 @@ class SafeTokenizer:
             self._normalizers = list(_rules(self.settings.get("normalizer"), "normalizers"))
             pre_tokenizers = _rules(self.settings.get("pre_tokenizer"), "pretokenizers")
             processors = _rules(self.settings.get("post_processor"), "processors")
+            # Rules run one after the other, so their growth multiplies.
             self._after = math.prod(map(_growth, [*pre_tokenizers, *processors]))
             self._growth = math.prod(map(_growth, self._normalizers)) * self._after
             decoding = math.prod(map(_growth, _rules(self.settings.get("decoder"), "decoders")))
@@ -108,6 +109,7 @@ class SafeTokenizer:
         if rule["type"] == "Prepend":
             # The prefix is added to each piece between special tokens. At worst, each letter is a piece.
             return "".join(rule["prepend"] + each for each in text)
+        # A tokenizer with this rule only; the library has no other way to run one from its JSON.
         alone = self._call(Tokenizer.from_str, json.dumps({**_NO_MODEL, "normalizer": rule}))
         made: str = self._call(alone.normalizer.normalize_str, text)
         return made

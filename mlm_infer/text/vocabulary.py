@@ -145,6 +145,7 @@ class Vocabulary:
         """The marker of word starts in this vocabulary: `Ġ` (byte-level BPE), `▁` (SentencePiece), or nothing."""
         if self.word_piece is not None:
             return ""
+        # Nearly every vocabulary has `the`. In SentencePiece vocabularies, the marker is also a token of its own.
         return next((marker for marker in ("Ġ", "▁") if f"{marker}the" in self.ids or marker in self.ids), "")
 
     def starts_word(self, token: str) -> bool:
@@ -156,6 +157,7 @@ class Vocabulary:
     @_computed_once
     def words(self) -> list[str]:
         """The text of every token, by id."""
+        # Decoded rather than read from the spelling, which is byte-level for RoBERTa and may be anything elsewhere.
         texts = self._tokenizer.decode_batch([[each] for each in range(self._size)], skip_special_tokens=False)
         prefix = self.word_piece or ""
         return [text.strip().removeprefix(prefix) for text in texts]
@@ -175,6 +177,7 @@ class Vocabulary:
             if restriction == Restriction(restriction.targets):
                 return np.array(chosen, np.int64)
         else:
+            # A head may be wider than its vocabulary, padded to a round number; such ids are no tokens.
             chosen = range(min(self._size, len(self.ids)))
         kept = [token_id for token_id in chosen if self._passes(token_id, restriction, begins_text)]
         if not kept:
@@ -208,6 +211,7 @@ class Vocabulary:
         found: dict[int, None] = {}
         for target in targets:
             stripped = target.strip()
+            # As a word start, then as the continuation of a word, then exactly as given.
             names = [f"{self.marker}{stripped}", stripped, target]
             token_id = next((self.ids[name] for name in names if name in self.ids), None)
             if token_id is None:

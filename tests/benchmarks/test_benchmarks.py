@@ -1,4 +1,4 @@
-"""The benchmark program: what it measures is written, and every engine answers as the pipeline does."""
+"""The benchmark program: it writes all figures, and every engine gives the pipeline's predictions."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def results(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_every_engine_is_measured_and_agrees(results: Path, base: Path) -> None:
-    """fp32 engines give the pipeline's best tokens; int8 keeps its budget, and the figures are all there."""
+    """fp32 engines give the pipeline's top-1 tokens, int8 meets its budget, and every figure is present."""
     found = json.loads(results.read_text(encoding="utf-8"))
     engines = found["shapes"][str(base)]
     assert tuple(engines) == ENGINES
@@ -49,7 +49,7 @@ def test_every_engine_is_measured_and_agrees(results: Path, base: Path) -> None:
 
 @pytest.mark.slow
 def test_table_and_chart_stand_beside_the_figures(results: Path, base: Path) -> None:
-    """The table has a row for each engine and the chart is a picture."""
+    """The table has a row per engine, and the chart is a PNG file."""
     table = results.with_suffix(".md").read_text(encoding="utf-8")
     assert all(table.count(f"{name}** |" if name.startswith("mlm") else f"| {name} |") == 2 for name in ENGINES)
     assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -69,7 +69,7 @@ def test_table_and_chart_stand_beside_the_figures(results: Path, base: Path) -> 
     ],
 )
 def test_engines_that_a_device_lacks(options: list[str], status: int, message: str, tmp_path: Path) -> None:
-    """One line before anything is made; CUDA is never a CPU in disguise."""
+    """A one-line error before any model is made; CUDA never falls back to the CPU."""
     if options == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU; tests/runtime/test_gpu.py runs on it")
     command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", *options, "--work", str(tmp_path / "work")]
@@ -81,7 +81,7 @@ def test_engines_that_a_device_lacks(options: list[str], status: int, message: s
 
 @pytest.mark.slow
 def test_bench(base: Path, bundles: dict[str, Path]) -> None:
-    """mlm-bench measures every precision of a bundle, and the pipeline beside them on request."""
+    """mlm-bench measures every precision of a bundle, and the pipeline with --against."""
     command: list[str | Path] = ["mlm-bench", bundles["base"], "--against", base, "--singles", "3", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = json.loads(done.stdout)["figures"]

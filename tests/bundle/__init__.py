@@ -1,1 +1,1 @@
-"""What is believed of a bundle, and what a hostile one can do."""
+"""Verification of bundles, and hostile bundles."""

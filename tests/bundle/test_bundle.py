@@ -1,4 +1,4 @@
-"""Bundles that are missing, half-written, damaged or from another time are refused with one clear line."""
+"""Missing, incomplete, damaged or outdated bundles are rejected with a one-line error."""
 
 import json
 import shutil
@@ -25,13 +25,13 @@ def edit(bundle: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    """The message says how to write one."""
+    """The message says how to write a bundle."""
     with pytest.raises(BundleError, match=r"no folder .*mlm-export"):
         MaskFiller(tmp_path / "nowhere")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    """A folder without a manifest, or with the settings of a checkpoint and nothing else."""
+    """A folder without a manifest, or with the settings of a checkpoint only."""
     with pytest.raises(BundleError, match=r"contains no mlm_infer\.json"):
         MaskFiller(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -42,7 +42,7 @@ def test_empty_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.int8.onnx", "model.int8.weights"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
 def test_damaged_file(bundle: Path, name: str, damage: str) -> None:
-    """The message names the file."""
+    """The message names the damaged file."""
     path = bundle / name
     data = bytearray(path.read_bytes())
     if damage == "missing":
@@ -55,7 +55,7 @@ def test_damaged_file(bundle: Path, name: str, damage: str) -> None:
 
 
 def test_half_written_manifest(bundle: Path) -> None:
-    """A cut manifest is no JSON."""
+    """A truncated manifest is invalid JSON."""
     path = bundle / "mlm_infer.json"
     path.write_text(path.read_text()[:200])
     with pytest.raises(BundleError, match="not JSON"):
@@ -80,7 +80,7 @@ def test_wrong_manifest(bundle: Path, change: Callable[[dict[str, object]], obje
 
 
 def test_precision_and_device(bundle: Path) -> None:
-    """What the bundle lacks and what the machine lacks."""
+    """A precision that the bundle lacks, and a device that the machine lacks."""
     edit(bundle, lambda values: values["models"].pop("int8"))  # type: ignore[attr-defined]
     edit(bundle, lambda values: values["known_answers"].pop("int8"))  # type: ignore[attr-defined]
     assert MaskFiller(bundle).info.precision == "fp32"
@@ -96,7 +96,7 @@ def test_precision_and_device(bundle: Path) -> None:
 def test_8_bits_of_an_older_version(
     cpu: str, bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where they overflow, fp32 is taken, said once; alone they run with a warning. Newer files are right anywhere."""
+    """Where old int8 files overflow, fp32 is selected with one message; int8 alone runs with a warning."""
     monkeypatch.setenv("MLM_INFER_CPU", cpu)
     filler = MaskFiller(bundle, device="cpu")
     assert (filler.info.precision, filler.info.cpu, caplog.messages) == ("int8", cpu, [])
@@ -112,7 +112,7 @@ def test_8_bits_of_an_older_version(
 
 
 def test_a_processor_that_there_is_not(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable's value and what it may be."""
+    """The message contains the variable's value and the valid ones."""
     monkeypatch.setenv("MLM_INFER_CPU", "sparc")
     with pytest.raises(
         InputError, match="MLM_INFER_CPU is 'sparc'; it must be one of avx2, avx512, avx512_vnni, arm64"
@@ -121,7 +121,7 @@ def test_a_processor_that_there_is_not(bundle: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_newer_runtime_made_it(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is opened, with a warning that names both versions."""
+    """A bundle made with a newer runtime opens with a warning that names both versions."""
     edit(bundle, lambda values: values["created_with"].update(onnxruntime="99.1.0"))  # type: ignore[attr-defined]
     MaskFiller(bundle, device="cpu").fill("A [MASK] film.")
     (record,) = caplog.records
@@ -130,7 +130,7 @@ def test_a_newer_runtime_made_it(bundle: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_cuda_that_is_not_there_is_an_error(bundle: Path) -> None:
-    """Never a silent fallback."""
+    """CUDA never falls back to the CPU silently."""
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():

@@ -1,4 +1,4 @@
-"""What a stranger's model can do: nothing but give answers or an error of this package."""
+"""Hostile models can only give answers or an error of this package."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.helpers.paths import SHIPPED
 
 
 def test_torchscript_runs_on_request_only(tmp_path: Path) -> None:
-    """A file that acts as it is loaded does so where TorchScript was asked for by name, and nowhere else."""
+    """A file that runs code on loading does so only if TorchScript is requested explicitly."""
     written = tmp_path / "written"
     bundle = torchscript_only(tmp_path / "bundle", written)
     with pytest.raises(InputError, match=r"such a file is code.*backend='torchscript' \(--backend torchscript\)"):
@@ -86,7 +86,7 @@ CALLS: dict[str, Callable[[MaskFiller], object]] = {
     ids=lambda replaced: " ".join(f"{name} {value.dtype} {value.tolist()!s:.20}" for name, value in replaced.items()),
 )
 def test_a_graph_is_held_to_its_contract_on_opening(replaced: dict[str, NDArray[np.generic]], tmp_path: Path) -> None:
-    """One run tells number, type, width and values."""
+    """The test run on opening checks number, type, width and values of the outputs."""
     MaskFiller(with_graph(tmp_path / "good", {})).fill(LONGER)
     with pytest.raises(BundleError, match=f"bad: its model gives .*{next(iter(replaced))}.*export it again$"):
         MaskFiller(with_graph(tmp_path / "bad", replaced))
@@ -95,7 +95,7 @@ def test_a_graph_is_held_to_its_contract_on_opening(replaced: dict[str, NDArray[
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("fault", ["NaN", "shape"])
 def test_a_graph_is_held_to_its_contract_later(call: str, fault: str, tmp_path: Path) -> None:
-    """What is right for the first text, and breaks off afterwards."""
+    """A graph that is correct for the first text and invalid for later ones."""
     token = np.array([[5]])
     fixed = {"top_ids": token, "top_logprobs": HALF, "candidate_logprobs": HALF}
     if fault == "NaN":
@@ -122,7 +122,7 @@ def test_a_graph_is_held_to_its_contract_later(call: str, fault: str, tmp_path: 
 def test_a_plain_export_is_held_to_its_contract(
     logits: NDArray[np.generic], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What others export gives logits for every token, or is no model."""
+    """A third-party export must give logits for every token."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     # As where the extra [export] is not installed: it runs as it is.
@@ -140,7 +140,7 @@ def test_a_plain_export_is_held_to_its_contract(
 
 
 def test_a_vocabulary_that_is_none(tmp_path: Path) -> None:
-    """Two thousand million tokens, or one more than the model has, are refused before room is made for them."""
+    """A vocabulary size of two billion, or one above the model's, is rejected before memory is allocated."""
     shutil.copytree(SHIPPED, tmp_path / "bundle")
     for size, message in ((2**31 - 1, "2147483647, not from 1 to 16777215"), (30523, "30523")):
         edit(tmp_path / "bundle", lambda values, size=size: values.update(vocab_size=size))  # type: ignore[misc]
@@ -149,12 +149,12 @@ def test_a_vocabulary_that_is_none(tmp_path: Path) -> None:
 
 
 def replace(pattern: str, content: str, kind: str = "String") -> dict[str, Any]:
-    """A rule that puts a text in the place of another."""
+    """Return a normalizer rule that replaces a string."""
     return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
 
 
 def normalizers(*rules: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer with these."""
+    """Return a change that sets the normalizer rules of a tokenizer."""
     return {"normalizer": {"type": "Sequence", "normalizers": rules}}
 
 
@@ -196,7 +196,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_tokenizer_ends_in_answers_or_our_error(name: str, tmp_path: Path) -> None:
-    """Panics of the library, and rules that would fill the memory, in a process that may not have much."""
+    """Panics of the library, and rules that would exhaust memory, in a process with a memory limit."""
     bundle = with_tokenizer(tmp_path / "bundle", lambda values: values.update(BROKEN[name]))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
@@ -215,7 +215,7 @@ def test_a_tokenizer_ends_in_answers_or_our_error(name: str, tmp_path: Path) -> 
 
 
 def test_long_texts_and_many_rules_are_no_fault(tmp_path: Path) -> None:
-    """Only what a text really becomes counts: rules that could make it grow, and do not, change nothing."""
+    """Only actual growth counts: rules that could lengthen a text but do not are accepted."""
     rules = [replace("\xdf", "ss"), *[replace(f"\xe4{letter}", "a" * 9) for letter in "abcdefgh"]]
     own = json.loads((SHIPPED / "tokenizer.json").read_text(encoding="utf-8"))["normalizer"]
     kinds = [{"type": kind} for kind in ("NFKC", "NFKD", "Lowercase", "NFC")]
@@ -227,7 +227,7 @@ def test_long_texts_and_many_rules_are_no_fault(tmp_path: Path) -> None:
 
 
 def test_info_writes_no_control_characters(tmp_path: Path) -> None:
-    """What would move the cursor, colour the screen or turn the text around is written out."""
+    """Control characters that move the cursor, set colours or reverse text are escaped."""
     evil = "\x1b]0;title\x07\x9b2J\u202e\r\n\udc00"
 
     def change(values: dict[str, Any]) -> None:
@@ -252,7 +252,7 @@ def test_info_writes_no_control_characters(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_opened(
     name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its hash was found right, by whoever waits for that."""
+    """A file that is changed between its verification and its opening is rejected."""
     bundle = Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
     check = Manifest.check_file
 

@@ -1,4 +1,4 @@
-"""A bundle is believed only where it can be checked: its fields, its files, its graph, its known answers."""
+"""Everything in a bundle that can be verified is verified: fields, files, graph, known answers."""
 
 import json
 import os
@@ -29,17 +29,17 @@ GRAPH, WEIGHTS = "model.int8.onnx", "model.int8.weights"
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A copy of the shipped bundle, to damage."""
+    """A copy of the shipped bundle that a test may damage."""
     return Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
 
 
 def setter(name: str, value: object) -> Callable[[dict[str, Any]], object]:
-    """Return what sets a field of a manifest."""
+    """Return a change that sets a field of a manifest."""
     return lambda values: values.update({name: value})
 
 
 def resize(name: str, size: int) -> Callable[[dict[str, Any]], object]:
-    """Return what gives a file of a manifest another size."""
+    """Return a change of the size of a file in a manifest."""
     return lambda values: values["files"][name].update(bytes=size)
 
 
@@ -58,7 +58,7 @@ WRONG: tuple[Any, ...] = (None, True, -1, 1.5, "x", "", [], {}, [[]], {"a": None
 
 @pytest.mark.parametrize("name", [*json.loads((SHIPPED / "mlm_infer.json").read_text(encoding="utf-8"))])
 def test_every_field_is_checked(name: str, bundle: Path) -> None:
-    """A wrong value in any field gives a BundleError of one line, or is of the right type."""
+    """An invalid value in any field gives a one-line BundleError."""
     right = read_manifest(SHIPPED)
     for value in WRONG:
         edit(bundle, setter(name, value))
@@ -94,7 +94,7 @@ def test_every_field_is_checked(name: str, bundle: Path) -> None:
     ],
 )
 def test_values_out_of_range(change: Callable[[dict[str, Any]], object], message: str, bundle: Path) -> None:
-    """Ids outside the vocabulary, files outside the folder, inputs that nobody knows."""
+    """Ids outside the vocabulary, files outside the folder, unknown inputs."""
     edit(bundle, change)
     with pytest.raises(BundleError, match=message):
         MaskFiller(bundle)
@@ -112,14 +112,14 @@ def test_values_out_of_range(change: Callable[[dict[str, Any]], object], message
     ],
 )
 def test_manifests_that_are_none(content: bytes, message: str, bundle: Path) -> None:
-    """Too deep, no text, no object."""
+    """Nested too deeply, not UTF-8, or not an object."""
     (bundle / "mlm_infer.json").write_bytes(content)
     with pytest.raises(BundleError, match=message):
         MaskFiller(bundle)
 
 
 def test_sizes_are_bounded(bundle: Path) -> None:
-    """Files beyond any use are refused unread: sparse ones here, which would fill memory if they were read."""
+    """Oversized files are rejected before they are read; here sparse files, which would fill memory."""
     for name, size, message in (
         ("tokenizer.json", 10 << 30, "more than the 268,435,456"),
         (GRAPH, 10 << 30, "more than the 67,108,864"),
@@ -136,7 +136,7 @@ def test_sizes_are_bounded(bundle: Path) -> None:
 
 
 def test_links(bundle: Path, tmp_path: Path) -> None:
-    """A Hub cache links to blobs beside its snapshots; any other way out of the folder is refused."""
+    """Links into the blobs of a Hub cache are accepted; all other links out of the folder are rejected."""
     snapshot = tmp_path / "models--me--small/snapshots/0123abc"
     blobs = tmp_path / "models--me--small/blobs"
     snapshot.mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_links(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "tokenizer.json", "*/_ORT_MEM_ADDR_/*", ""])
 @pytest.mark.parametrize("place", ["initializer", "attribute", "subgraph", "function", "sparse"])
 def test_a_graph_asks_for_its_weights_only(location: str, place: str, bundle: Path) -> None:
-    """Wherever a tensor can stand, data outside the weights file is refused although the hashes are right."""
+    """External data outside the weights file is rejected wherever a tensor can be, with matching hashes too."""
     model = onnx.load(bundle / GRAPH, load_external_data=False)
     assert external_files((bundle / GRAPH).read_bytes()) == {WEIGHTS}
     tensor = onnx.TensorProto(name="stolen", data_type=onnx.TensorProto.UINT8, dims=[16])
@@ -185,7 +185,7 @@ def test_a_graph_asks_for_its_weights_only(location: str, place: str, bundle: Pa
 
 
 def test_scanner_of_graphs_agrees_with_onnx() -> None:
-    """Cut anywhere, the scanner gives an error or no more than what protobuf itself reads."""
+    """On truncated graphs, the scanner gives an error or at most the names that protobuf reads."""
     data = (SHIPPED / GRAPH).read_bytes()
     for end in np.random.default_rng(0).integers(0, len(data), 200):
         try:
@@ -198,7 +198,7 @@ def test_scanner_of_graphs_agrees_with_onnx() -> None:
 
 
 def test_scanner_of_graphs_misses_no_file() -> None:
-    """With bytes changed, it refuses the graph, or names every file that protobuf reads of it."""
+    """On graphs with changed bytes, it gives an error or every name that protobuf reads."""
     data = (SHIPPED / GRAPH).read_bytes()
     random = np.random.default_rng(0)
     answered = others = 0
@@ -223,7 +223,7 @@ def test_scanner_of_graphs_misses_no_file() -> None:
 
 
 def test_schema_1_is_read(bundle: Path) -> None:
-    """The manifest that the package shipped first: the same model, without known answers."""
+    """A manifest of schema 1 is readable; it has no known answers."""
     shutil.copy(ROOT / "tests/data/manifest-schema-1.json", bundle / "mlm_infer.json")
     manifest = read_manifest(bundle)
     assert manifest.known_answers == {}
@@ -237,7 +237,7 @@ def test_schema_1_is_read(bundle: Path) -> None:
 
 
 def test_known_answers(bundle: Path) -> None:
-    """Texts of several lengths, one with two masks; they hold here, and the shipped model answers them."""
+    """Recorded for texts of several lengths, one with two masks; the shipped model reproduces them here."""
     answers = read_manifest(SHIPPED).known_answers["int8"]
     filler = MaskFiller(SHIPPED, self_test=True)
     lengths = [filler.count_tokens(each.text) for each in answers]
@@ -248,7 +248,7 @@ def test_known_answers(bundle: Path) -> None:
 
 
 def test_wrong_weights_are_told_by_the_known_answers(bundle: Path) -> None:
-    """Weights that are random numbers, hashes in order: only the answers can tell, and say how far off they are."""
+    """Random weights with matching hashes are detected, and the error states the deviation."""
     path = bundle / WEIGHTS
     weights = np.fromfile(path, np.int8)
     graph = onnx.load(bundle / GRAPH, load_external_data=False).graph
@@ -269,7 +269,7 @@ def test_wrong_weights_are_told_by_the_known_answers(bundle: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.json", GRAPH, WEIGHTS, "mlm_infer.json"])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 def test_verify_names_the_file(name: str, damage: str, bundle: Path) -> None:
-    """One line, status 1."""
+    """A one-line error and exit status 1."""
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 3] ^= 0x20 if name != "mlm_infer.json" else 0x80
     if damage == "missing":
@@ -284,7 +284,7 @@ def test_verify_names_the_file(name: str, damage: str, bundle: Path) -> None:
 
 
 def test_info(bundle: Path) -> None:
-    """For a person and as JSON, from the manifest alone."""
+    """As text and as JSON, from the manifest only."""
     found = describe_bundle(bundle)
     assert found.models["int8"].layers == {"int8": 8, "int8+columns": 7}
     for name in (WEIGHTS, GRAPH, "tokenizer.json"):
@@ -300,7 +300,7 @@ def test_info(bundle: Path) -> None:
 
 
 def test_verify_and_info_need_no_torch() -> None:
-    """They run where only [cpu] is installed."""
+    """They run in an installation with [cpu] only."""
     code = (
         "import sys\nfrom mlm_infer.export.cli import main\n"
         f"try: main(['verify', {str(SHIPPED)!r}])\nexcept SystemExit as end: assert not end.code\n"
@@ -311,7 +311,7 @@ def test_verify_and_info_need_no_torch() -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_called_verify(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """./verify is a folder, verify a command."""
+    """`./verify` is a folder, `verify` a command."""
     (tmp_path / "verify").symlink_to(tiny["bert"])
     for command, status in ((["./verify", "out"], 0), (["verify", "out"], 0), (["verify", "./verify"], 1)):
         done = subprocess.run(["mlm-export", *command], capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -321,7 +321,7 @@ def test_a_checkpoint_called_verify(tiny: dict[str, Path], tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_exports_are_reproducible(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Two processes, two folders, two hash seeds: the same bytes in every file."""
+    """Two processes with different hash seeds write identical files to two folders."""
     for seed in ("1", "77"):
         command: list[str | Path] = ["mlm-export", tiny["bert"], tmp_path / seed / f"out-{seed}", "--quantize"]
         (tmp_path / seed).mkdir()

@@ -1,1 +1,1 @@
-"""`mlm-fill` as a person and a program use it."""
+"""`mlm-fill`, interactive and in scripts."""

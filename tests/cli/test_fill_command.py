@@ -1,4 +1,4 @@
-"""`mlm-fill` as a person and a program use it."""
+"""`mlm-fill`, interactive and in scripts."""
 
 import json
 import re
@@ -14,7 +14,7 @@ def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[
 
 
 def test_table_for_people() -> None:
-    """Text, then a table; nothing on stderr."""
+    """The text, then a table; nothing on stderr."""
     done = run("This is a great [MASK].", "--top-k", "3")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -24,7 +24,7 @@ def test_table_for_people() -> None:
 
 
 def test_json_from_arguments_stdin_and_files(tmp_path: Path) -> None:
-    """One object a text, in order; blank lines are left out."""
+    """One object per text, in order; blank lines are skipped."""
     path = tmp_path / "texts.txt"
     path.write_text("A <mask> from a file.\n\nAnother [MASK].\n")
     done = run("First [MASK].", "-", "--input", path, "--json", "-k", "2", stdin="From [MASK] stdin\n")
@@ -36,7 +36,7 @@ def test_json_from_arguments_stdin_and_files(tmp_path: Path) -> None:
 
 
 def test_targets(tmp_path: Path) -> None:
-    """Words separated by commas, or the option repeated."""
+    """Comma-separated, or with a repeated option."""
     done = run("A [MASK] film.", "-t", "good,bad", "-t", "long", "--json")
     assert {each["text"] for each in json.loads(done.stdout)["masks"][0]["predictions"]} == {"good", "bad", "long"}
 
@@ -55,7 +55,7 @@ def test_targets(tmp_path: Path) -> None:
     ],
 )
 def test_errors(arguments: list[str], status: int, message: str) -> None:
-    """Status 2 for usage and 1 for the rest, one line on stderr, nothing on stdout."""
+    """Exit status 2 for wrong usage and 1 otherwise, one line on stderr, nothing on stdout."""
     done = run(*arguments)
     assert done.returncode == status
     assert message in done.stderr
@@ -64,7 +64,7 @@ def test_errors(arguments: list[str], status: int, message: str) -> None:
 
 
 def test_wrong_line_of_a_file(tmp_path: Path) -> None:
-    """The answers before it are given; the error names file and line."""
+    """The answers before the invalid line are printed; the error names file and line."""
     path = tmp_path / "texts.txt"
     path.write_text("Good [MASK].\nno mask here\nGood [MASK].\n")
     done = run("--input", path, "--json")
@@ -78,7 +78,7 @@ def test_wrong_line_of_a_file(tmp_path: Path) -> None:
 
 
 def test_reader_that_goes_away(tmp_path: Path) -> None:
-    """`| head -1` is no error."""
+    """`| head -1` causes no error."""
     path = tmp_path / "texts.txt"
     path.write_text("A [MASK].\n" * 3000)
     command = f"set -o pipefail; mlm-fill --input {path} | head -1"
@@ -87,7 +87,7 @@ def test_reader_that_goes_away(tmp_path: Path) -> None:
 
 
 def test_closed_streams(tmp_path: Path) -> None:
-    """`2>&-`: answers come all the same, the status is right, and no file takes the place of what was closed."""
+    """With `2>&-`, answers and exit status are correct, and no file reuses the closed descriptor."""
     (tmp_path / "texts.txt").write_text("A [MASK].\n")
     whole = run("A [MASK].", "--json").stdout
     for command, status, output in (
@@ -103,7 +103,7 @@ def test_closed_streams(tmp_path: Path) -> None:
 
 
 def test_control_characters_are_shown_to_a_person_not_obeyed() -> None:
-    """Colours, titles and line breaks of a text are written out; --json gives them as they are."""
+    """Control characters of a text are escaped in the table and unchanged with --json."""
     text = "The \x1b[31mfilm\x1b]0;title\x07 is\n[MASK]."
     done = run(text)
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""`mlm-fill --input ... --output ...`: tables in and out, wrong texts in their place, lines of any length."""
+"""`mlm-fill --input ... --output ...`: table formats, invalid texts, lines of any length."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.helpers.fill_files import OPTIONS, TEXTS, rows, run, write
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "parquet"])
 def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
-    """In and out, the rows are those of `fill_batch`, in order."""
+    """For every input and output format, the rows are those of `fill_batch`, in order."""
     expected = [result.to_dict() for result in MaskFiller().fill_batch(TEXTS, top_k=2)]
     output = tmp_path / ("out.parquet" if kind == "parquet" else "out.jsonl")
     done = run("--input", write(tmp_path / f"texts.{kind}", TEXTS), *OPTIONS, "--output", output)
@@ -31,7 +31,7 @@ def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_wrong_text_has_its_error_in_place(suffix: str, tmp_path: Path) -> None:
-    """The rest goes on."""
+    """An invalid text gives a row with its error; the other texts are filled."""
     texts = ["A [MASK] film.", "no mask", "Another [MASK]."]
     output = tmp_path / f"out.{suffix}"
     done = run("--input", write(tmp_path / "texts.jsonl", texts), *OPTIONS, "--output", output)
@@ -60,7 +60,7 @@ def test_a_wrong_text_has_its_error_in_place(suffix: str, tmp_path: Path) -> Non
     ],
 )
 def test_wrong_files(name: str, content: bytes, arguments: list[str], message: str, tmp_path: Path) -> None:
-    """One line that says what and where."""
+    """A one-line error that names the problem and the place."""
     (tmp_path / name).write_bytes(content)
     if "a.jsonl" in arguments:
         (tmp_path / "a.jsonl").touch()
@@ -75,7 +75,7 @@ def test_wrong_files(name: str, content: bytes, arguments: list[str], message: s
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_half_a_surrogate_pair(suffix: str, tmp_path: Path) -> None:
-    """JSON may hold one; it is an error in its place."""
+    """A lone surrogate, which JSON permits, gives a row with an error."""
     (tmp_path / "texts.jsonl").write_text('{"text": "Half [MASK] \\ud800"}\n{"text": "Whole [MASK]."}\n')
     output = tmp_path / f"out.{suffix}"
     done = run("--input", tmp_path / "texts.jsonl", "--output", output)
@@ -88,7 +88,7 @@ def test_half_a_surrogate_pair(suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_a_line_of_any_length_takes_bounded_memory(kind: str, tmp_path: Path) -> None:
-    """It is an error in its place, of which the beginning is kept; a third of its size is never held."""
+    """An oversized line gives an error with its beginning, and is never held in memory as a whole."""
     source, output = tmp_path / f"texts.{kind}", tmp_path / "out.jsonl"
     with source.open("w", encoding="utf-8") as stream:
         stream.write("A [MASK] “line”. ")
@@ -114,7 +114,7 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 def test_a_stream_of_long_texts_is_not_taken_ahead() -> None:
-    """A chunk is bounded by its characters too; every text keeps its place."""
+    """Read-ahead is bounded in characters too, and the order is kept."""
     taken = 0
 
     def texts() -> Iterator[str]:
@@ -142,7 +142,7 @@ def test_a_stream_of_long_texts_is_not_taken_ahead() -> None:
     ],
 )
 def test_as_other_programs_write_them(name: str, content: bytes, tmp_path: Path) -> None:
-    """Byte-order marks, and endings in capitals."""
+    """Byte-order marks, and file extensions in upper case."""
     (tmp_path / name).write_bytes(content)
     done = run("--input", tmp_path / name, "--json")
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_as_other_programs_write_them(name: str, content: bytes, tmp_path: Path)
 
 
 def test_pipes(tmp_path: Path) -> None:
-    """They are read once, as lines; a run of one is taken up where it has the same texts again."""
+    """Pipes are read once, as lines; a run with a pipe can be resumed if it yields the same texts again."""
     code = "mlm-fill --input <(printf 'A [MASK].\\nAnother [MASK].\\n')"
     for more in ("--json", f"--output {tmp_path}/out.jsonl --resume"):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Runs over files that are stopped, taken up again, or two at once: each row once, and files of others untouched."""
+"""Interrupted, resumed and simultaneous runs over files: each row once, and other files untouched."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ from tests.helpers.fill_files import OPTIONS, TEXTS, rows, run, write
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_and_resumed_is_the_same_as_never_stopped(ending: int, tmp_path: Path) -> None:
-    """Nothing lost, nothing twice, wherever it was stopped."""
+    """Wherever a run is interrupted, resuming gives every row exactly once."""
     source = write(tmp_path / "texts.csv", TEXTS * 20)
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     assert run("--input", source, *OPTIONS, "--output", whole).returncode == 0
@@ -48,7 +48,7 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(ending: int, tmp_path:
 
 
 def test_rows_of_nobody_are_not_taken_up(tmp_path: Path) -> None:
-    """A part without the job that it belongs to."""
+    """Rows without the job file that describes their run are rejected."""
     source = write(tmp_path / "texts.txt", TEXTS[:3])
     output = tmp_path / "out.jsonl"
     assert run("--input", source, "--output", output).returncode == 0
@@ -60,7 +60,7 @@ def test_rows_of_nobody_are_not_taken_up(tmp_path: Path) -> None:
 
 
 def stopped_at_the_end(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop a run when all of its rows are written, and before the first of them has its last name."""
+    """Interrupt a run after all rows are written and before the output is renamed."""
 
     def stop(_job: FillJob) -> None:
         raise KeyboardInterrupt
@@ -74,7 +74,7 @@ def stopped_at_the_end(source: Path, output: Path, monkeypatch: pytest.MonkeyPat
 
 
 def resume(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    """Go on with what `stopped_at_the_end` left."""
+    """Resume a run that `stopped_at_the_end` interrupted."""
     code = (
         "import sys; from pathlib import Path; from mlm_infer import MaskFiller, MlmInferError\n"
         "from mlm_infer.cli.fill_file import fill_file\n"
@@ -88,7 +88,7 @@ def resume(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_at_once(tmp_path: Path) -> None:
-    """The second is refused, and the first has every row once."""
+    """The second run is rejected, and the first writes every row once."""
     texts = TEXTS * 20
     source, output = write(tmp_path / "texts.csv", texts), tmp_path / "out.jsonl"
     command = ["mlm-fill", "--input", str(source), *OPTIONS, "--output", str(output)]
@@ -107,7 +107,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 
 
 def test_stopped_between_the_last_steps_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows and table there, the table alone, the output and the record: each is finished, with all of its rows."""
+    """Interrupted at each of the last steps, the run is completed with all of its rows."""
     source, output = (
         write(tmp_path / "texts.txt", ["A [MASK] film.", "no mask", "Another [MASK]."]),
         tmp_path / "o.parquet",
@@ -129,7 +129,7 @@ def test_stopped_between_the_last_steps_of_parquet(tmp_path: Path, monkeypatch: 
 
 
 def test_an_edit_of_what_is_done_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of a large file too; what comes after the done part may change, as a fresh run would read it."""
+    """Edits of the finished part are detected, in large files too; the rest of the input may change."""
     # Longer texts are refused at once, so that megabytes take no time.
     texts = ["A [MASK].", *(f"{number} {'x' * 1_000_000}" for number in range(6)), "Another [MASK].", "Last [MASK]."]
     source, output = write(tmp_path / "texts.txt", texts[:8]), tmp_path / "out.jsonl"
@@ -147,7 +147,7 @@ def test_an_edit_of_what_is_done_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["out.parquet.job.json", "out.parquet.part", "out.parquet.part.parquet"])
 @pytest.mark.parametrize("content", [b'{"mine": 1}', b"\xff\xfe"])
 def test_files_of_the_user_are_not_touched(name: str, content: bytes, tmp_path: Path) -> None:
-    """Not even where a name of theirs is one that is written first."""
+    """Not even a user's file with the name of a temporary file."""
     write(tmp_path / "texts.txt", TEXTS[:2])
     (tmp_path / name).write_bytes(content)
     for more in ([], ["--resume"]):

@@ -1,1 +1,1 @@
-"""Checkpoints to bundles: parity with PyTorch, graph passes, int8, fp16, every architecture."""
+"""Export: parity with PyTorch, graph passes, int8, fp16, every architecture."""

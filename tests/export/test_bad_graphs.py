@@ -1,4 +1,4 @@
-"""ONNX files that are no masked language models, or that something is wrong with: one line each, and what to do."""
+"""ONNX files that are damaged, unsupported or not masked language models: a one-line error that says what to do."""
 
 import json
 import shutil
@@ -19,14 +19,14 @@ from mlm_infer.errors import ExportError, InputError, MlmInferError
 
 @pytest.fixture(scope="module")
 def plain(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a file that can be exported."""
+    """The folder of a valid plain export."""
     from graph_corpus import write_file
 
     return write_file(tiny["bert"], "traced", tmp_path_factory.mktemp("plain") / "bert").parent
 
 
 def on_graph(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
-    """Make of a change to a graph one to a folder."""
+    """Turn a change of a graph into a change of the folder that contains it."""
 
     def damage(folder: Path) -> None:
         model = onnx.load(folder / "model.onnx")
@@ -37,19 +37,19 @@ def on_graph(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], No
 
 
 def custom_operator(model: onnx.ModelProto) -> None:
-    """Compute GELU by a library that is not here."""
+    """Use an operator that needs a custom-operator library."""
     node = next(each for each in model.graph.node if each.op_type == "Erf")
     node.op_type, node.domain, node.name = "FastErf", "my.company", "gelu_7"
     model.opset_import.append(helper.make_opsetid("my.company", 1))
 
 
 def unknown_operator(model: onnx.ModelProto) -> None:
-    """Use an operator of ONNX that there is not."""
+    """Use an operator that does not exist in ONNX."""
     next(each for each in model.graph.node if each.op_type == "Erf").op_type = "Erff"
 
 
 def no_logits(model: onnx.ModelProto) -> None:
-    """Call the output otherwise."""
+    """Rename the output."""
     for node in model.graph.node:
         for index, name in enumerate(node.output):
             if name == "logits":
@@ -58,14 +58,14 @@ def no_logits(model: onnx.ModelProto) -> None:
 
 
 def fixed_shape(model: onnx.ModelProto) -> None:
-    """Take one text of 13 tokens."""
+    """Fix the input shape to one text of 13 tokens."""
     for value in model.graph.input:
         for size, dim in zip((1, 13), value.type.tensor_type.shape.dim, strict=True):
             dim.dim_value = size
 
 
 def baked_batch(model: onnx.ModelProto) -> None:
-    """Say that any batch will do, and reshape to one text within."""
+    """Declare a dynamic batch, but reshape to a batch of one inside the graph."""
     shape = numpy_helper.from_array(np.array([1, -1, 2000]), "one_text")
     model.graph.initializer.append(shape)
     model.graph.node[-1].output[0] = "any"
@@ -73,7 +73,7 @@ def baked_batch(model: onnx.ModelProto) -> None:
 
 
 def more_inputs(*names: str) -> Callable[[onnx.ModelProto], None]:
-    """Take further inputs."""
+    """Add inputs."""
 
     def change(model: onnx.ModelProto) -> None:
         for name in names:
@@ -83,13 +83,13 @@ def more_inputs(*names: str) -> Callable[[onnx.ModelProto], None]:
 
 
 def no_tensor(model: onnx.ModelProto) -> None:
-    """Take a sequence as the attention mask."""
+    """Declare the attention mask as a sequence instead of a tensor."""
     kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.INT64, None))
     model.graph.input[1].type.CopyFrom(kind)
 
 
 def classifier(model: onnx.ModelProto) -> None:
-    """Give two logits a text."""
+    """Output two logits per text, as a classifier does."""
     model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first_token"))
     model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1]), "two_labels"))
     model.graph.node[-1].output[0] = "any"
@@ -99,7 +99,7 @@ def classifier(model: onnx.ModelProto) -> None:
 
 
 def tagger(model: onnx.ModelProto) -> None:
-    """Give nine logits a token."""
+    """Output nine logits per token, as a tagger does."""
     model.graph.initializer.append(numpy_helper.from_array(np.arange(9), "nine_labels"))
     model.graph.node[-1].output[0] = "any"
     model.graph.node.append(helper.make_node("Gather", ["any", "nine_labels"], ["logits"], axis=2))
@@ -107,14 +107,14 @@ def tagger(model: onnx.ModelProto) -> None:
 
 
 def half_named_full(model: onnx.ModelProto) -> None:
-    """Store the weights in fp16."""
+    """Convert to fp16 without renaming the file."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model.CopyFrom(convert_float_to_float16(model))
 
 
 def weights_at(location: str) -> Callable[[Path], None]:
-    """Say that the weights lie in a file, and put them there."""
+    """Store the weights in an external file, and change the path to it in the graph."""
 
     def damage(folder: Path) -> None:
         model = onnx.load(folder / "model.onnx")
@@ -129,13 +129,13 @@ def weights_at(location: str) -> Callable[[Path], None]:
 
 
 def cut(folder: Path) -> None:
-    """Keep the first half."""
+    """Truncate the graph to half its size."""
     whole = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(whole[: len(whole) // 2])
 
 
 def cut_weights(folder: Path) -> None:
-    """Keep the first half of the weights, which lie beside the graph."""
+    """Truncate the external weights to half their size."""
     model = onnx.load(folder / "model.onnx")
     onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
     whole = (folder / "model.onnx_data").read_bytes()
@@ -143,7 +143,7 @@ def cut_weights(folder: Path) -> None:
 
 
 def configured(**values: object) -> Callable[[Path], None]:
-    """Say something else of the model."""
+    """Change the configuration of the model."""
 
     def damage(folder: Path) -> None:
         path = folder / "config.json"
@@ -213,8 +213,8 @@ BAD: dict[str, tuple[Callable[[Path], object], type[MlmInferError], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_refused(what: str, plain: Path, tmp_path: Path) -> None:
-    """No bundle, and one line that names the file, what is wrong and what to do."""
+def test_rejected(what: str, plain: Path, tmp_path: Path) -> None:
+    """No bundle is written, and a one-line error names the file, the problem and the remedy."""
     damage, kind, message = BAD[what]
     folder = Path(shutil.copytree(plain, tmp_path / "model"))
     damage(folder)
@@ -227,7 +227,7 @@ def test_refused(what: str, plain: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [on_graph(custom_operator), cut, weights_at("model.onnx.data")])
 def test_one_line_at_the_command(damage: Callable[[Path], None], plain: Path, tmp_path: Path) -> None:
-    """What ONNX Runtime logs of its own accord is not said beside it."""
+    """The command prints no log lines of ONNX Runtime in addition to the error."""
     folder = Path(shutil.copytree(plain, tmp_path / "model"))
     damage(folder)
     command = [sys.executable, "-m", "mlm_infer.export", str(folder / "model.onnx"), str(tmp_path / "out")]
@@ -240,14 +240,14 @@ def test_one_line_at_the_command(damage: Callable[[Path], None], plain: Path, tm
 
 @pytest.mark.parametrize("name", ["normalize", "fusions", "attention", "rows"])
 def test_a_pass_that_fails_is_left_out(name: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it raises, and whatever ONNX Runtime makes of the graph it left: one line, and the bundle without it."""
+    """If a pass raises or leaves a graph that cannot run, one line says so and the bundle is made without it."""
     from mlm_infer.export import serving
 
     methods = {"normalize": "normalize", "fusions": "fuse", "attention": "attend", "rows": "move_rows"}
 
     def spoil(build: serving._Build) -> None:
         if name == "rows":
-            raise KeyError("a node that nobody knows")
+            raise KeyError("an unknown node")
         reshape = next(node for node in build.model.graph if node.op_type == "Reshape")
         reshape.op_type = "Reshaped"
 
@@ -260,7 +260,7 @@ def test_a_pass_that_fails_is_left_out(name: str, plain: Path, tmp_path: Path, m
 
 
 def test_int8_that_fails_is_one_line(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ONNX Runtime or numpy raise within is said with its kind, and what else can be had."""
+    """An unexpected exception in the quantization is reported with its type and the alternative."""
     from mlm_infer.export import int8
 
     def fails(*_: object) -> None:

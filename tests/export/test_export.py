@@ -1,4 +1,4 @@
-"""Exports: parity with PyTorch, refusals, and nothing left behind when one dies."""
+"""Exports: parity with PyTorch, rejected requests, and no leftovers after a failure."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tests.helpers.pipeline import NAMES
 
 
 def test_manifest_and_parity(bundles: dict[str, Path]) -> None:
-    """The manifest holds the figures, fp32 within its tolerance on every shape, int8 within its budget."""
+    """The manifest contains the parity figures; fp32 is within tolerance for every shape, int8 within its budget."""
     manifest = read_manifest(bundles["base"])
     cases = manifest.parity["cases"]
     same = masks = 0.0
@@ -51,14 +51,14 @@ def test_manifest_and_parity(bundles: dict[str, Path]) -> None:
 
 
 def test_roberta_length_and_padding(bundles: dict[str, Path]) -> None:
-    """66 positions hold 64 tokens, and the padding id is the model's own."""
+    """66 positions hold 64 tokens, and the padding id is that of the model."""
     manifest = read_manifest(bundles["roberta"])
     assert (manifest.max_length, manifest.pad_id) == (64, 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_rows(name: str, checkpoints: dict[str, Path], bundles: dict[str, Path]) -> None:
-    """Logits, their normalizer, the top tokens and candidates, at chosen rows of padded batches."""
+    """Logits, normalizer, top-k and candidates at selected rows of padded batches."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
     model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
     session = Session(bundles[name] / "model.fp32.onnx", kind="cpu")
@@ -93,7 +93,7 @@ def test_whole_rows(name: str, checkpoints: dict[str, Path], bundles: dict[str, 
 
 
 def test_int8_holds_no_fp32_matrices(bundles: dict[str, Path]) -> None:
-    """Every dense layer and the tied table are int8; the table has a second byte for lookups, and is stored once."""
+    """All dense layers and the tied table are int8; the table has a second byte and is stored once."""
     graph = onnx.load(bundles["base"] / "model.int8.onnx").graph
     assert not [node.op_type for node in graph.node if node.op_type == "MatMul" and _constant(graph, node.input[1])]
     big = [tensor for tensor in graph.initializer if np.prod(tensor.dims) == 30522 * 128]
@@ -105,7 +105,7 @@ def _constant(graph: onnx.GraphProto, name: str) -> bool:
 
 
 def test_existing_output(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """A bundle is refused without `overwrite` and replaced with it; what somebody put into it makes it nobody's."""
+    """A bundle is replaced with `overwrite` only, and not at all if it contains other files."""
     export_bundle(str(tiny["bert"]), tmp_path / "mine")
     with pytest.raises(OutputExistsError, match="--force"):
         export_bundle(str(tiny["bert"]), tmp_path / "mine")
@@ -119,7 +119,7 @@ def test_existing_output(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_what_comes_during_the_export_is_kept(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """The output folder is looked at again before it is replaced."""
+    """The output folder is checked again before it is replaced."""
     export_bundle(str(tiny["bert"]), tmp_path / "mine")
 
     def step(text: str) -> None:
@@ -135,7 +135,7 @@ def test_what_comes_during_the_export_is_kept(tiny: dict[str, Path], tmp_path: P
 
 @pytest.fixture(scope="module")
 def certain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose logits are forty times as large: rounding in fp32 shows in its probabilities."""
+    """A model with logits forty times as large, whose probabilities show fp32 rounding."""
     folder = tmp_path_factory.mktemp("certain")
     model = AutoModelForMaskedLM.from_pretrained(base)
     norm = model.cls.predictions.transform.LayerNorm
@@ -149,7 +149,7 @@ def certain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_certain_answers_are_held_to_fp64(certain: Path, tmp_path: Path) -> None:
-    """fp32 may be off by what fp32 has to be: PyTorch's own distance from fp64 is the measure, a file's its own."""
+    """fp32 may deviate from fp64 by a multiple of PyTorch's own fp32 error, or of the ONNX file's."""
     report = export_bundle(str(certain), tmp_path / "out")
     worst = max(case.score_difference for case in report.cases)
     assert 1e-5 < worst < 1e-2
@@ -161,7 +161,7 @@ def test_certain_answers_are_held_to_fp64(certain: Path, tmp_path: Path) -> None
 
 
 def test_what_is_further_off_is_refused(certain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousandth in a layer norm is no rounding; the message gives both distances."""
+    """An error of 0.001 in a layer norm is more than rounding; the message gives both distances."""
     from mlm_infer.export import job
     from mlm_infer.export.serving import build_serving_graph as true
 
@@ -180,7 +180,7 @@ def test_what_is_further_off_is_refused(certain: Path, tmp_path: Path, monkeypat
 
 
 def test_scratch_of_the_living_is_left_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """A scratch folder whose lock is held belongs to an export that runs, wherever; one whose lock is free does not."""
+    """A temporary folder with a held lock belongs to a running export; one with a free lock is removed."""
     held, free = tmp_path / ".out.export-held", tmp_path / ".out.export-free"
     for folder in (held, free):
         folder.mkdir()
@@ -203,7 +203,7 @@ time.sleep(60)
 
 
 def test_head_without_weights(base: Path, tmp_path: Path) -> None:
-    """An encoder alone is refused: its head would be random numbers."""
+    """An encoder without head weights is rejected, since its head would be random."""
     encoder = tmp_path / "encoder"
     AutoModel.from_pretrained(base).save_pretrained(encoder)
     shutil.copy(base / "tokenizer.json", encoder)
@@ -234,14 +234,14 @@ def test_not_a_masked_language_model(tmp_path: Path) -> None:
 
 
 def test_terminated_export_leaves_nothing(base: Path, tmp_path: Path) -> None:
-    """SIGTERM in the middle: no bundle and no scratch folder."""
+    """After SIGTERM there is no bundle and no temporary folder."""
     assert _kill(base, tmp_path, signal.SIGTERM) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_killed_export_leaves_no_bundle(base: Path, tmp_path: Path) -> None:
-    """SIGKILL leaves at most a hidden scratch folder, which the next export sweeps away."""
+    """SIGKILL leaves at most a hidden temporary folder, which the next export removes."""
     _kill(base, tmp_path, signal.SIGKILL)
     assert not (tmp_path / "out").exists()
     export_bundle(str(base), tmp_path / "out")
@@ -262,7 +262,7 @@ def _kill(base: Path, folder: Path, how: signal.Signals) -> int:
 
 
 def test_full_disk(base: Path, tmp_path: Path) -> None:
-    """A disk that takes no more ends in one line and leaves nothing."""
+    """A full disk gives a one-line error and leaves nothing."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -284,7 +284,7 @@ def test_full_disk(base: Path, tmp_path: Path) -> None:
 
 
 def test_command(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """The table on stdout, the steps on stderr; --json; a second run is refused with status 2."""
+    """The table on stdout, the steps on stderr; --json; a second run fails with exit status 2."""
     command: list[str | Path] = ["mlm-export", tiny["roberta"], tmp_path / "out"]
     done = subprocess.run([*command, "--quantize", "--json"], capture_output=True, text=True, check=True)
     assert {case["precision"] for case in json.loads(done.stdout)["cases"]} == {"fp32", "int8"}

@@ -1,1 +1,1 @@
-"""What the tests share: reference answers, models that do harm, a Hub, programs that they start."""
+"""Code shared by the tests: reference answers, hostile models, a local Hub, programs run in separate processes."""

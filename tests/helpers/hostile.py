@@ -1,4 +1,4 @@
-"""Bundles that somebody made to do harm: their hashes are right, since who makes a bundle writes them."""
+"""Hostile bundles. Their hashes match, since whoever makes a bundle also writes its hashes."""
 
 import json
 import shutil
@@ -24,13 +24,13 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def reseal(bundle: Path, name: str) -> None:
-    """Put the hash of a changed file into the manifest, as whoever made the bundle can."""
+    """Update the manifest with the hash of a changed file, as an attacker would."""
     stored = hash_file(bundle / name)
     edit(bundle, lambda values: values["files"].update({name: {"bytes": stored.bytes, "sha256": stored.sha256}}))
 
 
 def torchscript_only(folder: Path, written: Path) -> Path:
-    """Make a bundle that holds nothing but a TorchScript file, which writes a file as it is loaded."""
+    """Make a bundle with a TorchScript file only, which writes a file when it is loaded."""
     import torch
 
     class Attack(torch.nn.Module):
@@ -82,7 +82,7 @@ def with_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object]) -> 
 
 
 def with_graph(folder: Path, replaced: dict[str, NDArray[Any]], *, good_length: float = 1e6) -> Path:
-    """Make a bundle whose graph gives every token the probability of one in two.
+    """Make a bundle whose graph gives every token a probability of one half.
 
     Args:
         folder: Where to write it.
@@ -90,11 +90,21 @@ def with_graph(folder: Path, replaced: dict[str, NDArray[Any]], *, good_length: 
         good_length: Texts with more tokens get NaN.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
 
     shutil.copytree(SHIPPED, folder)
     (folder / "model.int8.weights").unlink()
     width = json.loads((folder / "mlm_infer.json").read_text(encoding="utf-8"))["vocab_size"]
+    onnx.save(_half_graph(width, replaced, good_length), folder / "model.int8.onnx")
+    edit(folder, lambda values: values["files"].pop("model.int8.weights"))
+    edit(folder, lambda values: values["models"]["int8"].update(weights=None))
+    reseal(folder, "model.int8.onnx")
+    return folder
+
+
+def _half_graph(width: int, replaced: dict[str, NDArray[Any]], good_length: float) -> Any:
+    """Return the ONNX model that `with_graph` describes, with `width` tokens in the vocabulary."""
+    from onnx import TensorProto, helper, numpy_helper
+
     given = ("input_ids", "attention_mask", "token_type_ids", "mask_positions", "candidates")
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, [None, None]) for name in given]
     inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, [None]) for name in ("mask_rows", "k")]
@@ -137,9 +147,4 @@ def with_graph(folder: Path, replaced: dict[str, NDArray[Any]], *, good_length: 
         infos.append(helper.make_tensor_value_info(name, kind, None))
     tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "own", inputs, infos, tensors)
-    model = helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)])
-    onnx.save(model, folder / "model.int8.onnx")
-    edit(folder, lambda values: values["files"].pop("model.int8.weights"))
-    edit(folder, lambda values: values["models"]["int8"].update(weights=None))
-    reseal(folder, "model.int8.onnx")
-    return folder
+    return helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)])

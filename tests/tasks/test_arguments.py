@@ -1,7 +1,7 @@
-"""Any text and every argument of the methods, generated, against plain PyTorch on a real and a byte-level model.
+"""Generated texts and arguments for all methods, compared with plain PyTorch, on a real and a byte-level model.
 
-Each test counts what was answered: what is refused every time would prove nothing. Beside a count stands what some
-runs gave, of so many questions; hypothesis draws others each time, so that the count asked for is far below.
+Each test counts the answered requests, since rejecting all of them would prove nothing. A comment gives the counts of
+some runs; hypothesis generates different requests each time, so the required count is far lower.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from tests.helpers.reference import Reference
 
 
 def test_any_unicode_anywhere(pair: tuple[MaskFiller, Reference]) -> None:
-    """Any text with masks anywhere is answered in full or refused in one line; what surrounds a mask is kept."""
+    """Any text with masks gives a complete answer or a one-line error; the text around a mask is kept."""
     filler, _ = pair
     answered = 0
 
@@ -53,7 +53,7 @@ def test_any_unicode_anywhere(pair: tuple[MaskFiller, Reference]) -> None:
 
 
 def test_scores_of_any_text_do_not_depend_on_company(pair: tuple[MaskFiller, Reference]) -> None:
-    """Alone and together, every token has the same log-probability."""
+    """The log-probability of a token is the same alone and in a batch."""
     filler, _ = pair
     answered = 0
 
@@ -102,7 +102,7 @@ ANYTHING: st.SearchStrategy[Any] = st.one_of(
 
 
 def test_arguments_of_any_kind(pair: tuple[MaskFiller, Reference]) -> None:
-    """Numbers of numpy, emoji, half characters, huge words and what is none of all: an answer, or one short line."""
+    """Numbers of numpy, emoji, lone surrogates, huge words and objects: an answer, or a short one-line error."""
     filler, _ = pair
     answered = 0
 
@@ -137,7 +137,7 @@ LISTS = st.none() | st.lists(
 
 
 def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
-    """In any combination: what PyTorch gives for the whole vocabulary, filtered one by one."""
+    """Any combination of options gives PyTorch's result for the whole vocabulary, filtered afterwards."""
     filler, reference = pair
     answered = 0
 
@@ -167,25 +167,9 @@ def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
         targets = data.draw(
             st.none() | st.lists(st.sampled_from(ONE_TOKEN[filler.info.architecture]), min_size=1, max_size=5)
         )
-        ids = reference.encode(text)
-        words = filler.model.encoder.vocabulary.words
-        kept = []
-        for place in (place for place, token in enumerate(ids) if token == reference.mask):
-            logprobs = reference.logprobs(ids, place).numpy()
-            chosen = [
-                token
-                for token, word in enumerate(words[: len(reference.tokenizer)])
-                if (targets is None or (word in targets and starts_word(reference, token)))
-                and (allow is None or word in allow)
-                and word not in (deny or [])
-                and (not words_only or (is_word(word) and starts_word(reference, token)))
-                and (pattern is None or re.fullmatch(pattern, word))
-            ]
-            total = np.log(np.exp(logprobs[chosen]).sum()) if renormalize and chosen else 0.0
-            found = sorted(((float(logprobs[token] - total), token) for token in chosen), reverse=True)
-            kept.append([pair for pair in found if pair[0] >= math.log(min_score or 1e-300)][:top_k])
         options = {"allow": allow, "deny": deny, "words_only": words_only, "pattern": pattern, "targets": targets}
         wanted = {**options, "min_score": min_score, "renormalize": renormalize, "top_k": top_k}
+        kept = filtered(filler, reference, text, wanted)
         if not any(kept) and min_score == 0.0:
             with pytest.raises(InputError, match="no token of the vocabulary is left"):
                 filler.fill(text, **wanted)  # type: ignore[arg-type]
@@ -209,17 +193,42 @@ def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
     assert answered > 3  # 16 to 28 of 60
 
 
+def filtered(
+    filler: MaskFiller, reference: Reference, text: str, options: dict[str, Any]
+) -> list[list[tuple[float, int]]]:
+    """Return PyTorch's log-probabilities and tokens for each mask, filtered one by one."""
+    targets, allow, pattern, min_score = (options[name] for name in ("targets", "allow", "pattern", "min_score"))
+    ids = reference.encode(text)
+    words = filler.model.encoder.vocabulary.words
+    kept = []
+    for place in (place for place, token in enumerate(ids) if token == reference.mask):
+        logprobs = reference.logprobs(ids, place).numpy()
+        chosen = [
+            token
+            for token, word in enumerate(words[: len(reference.tokenizer)])
+            if (targets is None or (word in targets and starts_word(reference, token)))
+            and (allow is None or word in allow)
+            and word not in (options["deny"] or [])
+            and (not options["words_only"] or (is_word(word) and starts_word(reference, token)))
+            and (pattern is None or re.fullmatch(pattern, word))
+        ]
+        total = np.log(np.exp(logprobs[chosen]).sum()) if options["renormalize"] and chosen else 0.0
+        found = sorted(((float(logprobs[token] - total), token) for token in chosen), reverse=True)
+        kept.append([pair for pair in found if pair[0] >= math.log(min_score or 1e-300)][: options["top_k"]])
+    return kept
+
+
 ONE_TOKEN = {"bert": ["good", "film", "the", "a", "very"], "roberta": ["the", "a", "of", "and", "in"]}
 
 
 def starts_word(reference: Reference, token: int) -> bool:
-    """Whether a token begins a word, from how the vocabulary spells it."""
+    """Return whether a token begins a word, according to its spelling."""
     spelled = reference.tokenizer.convert_ids_to_tokens(token)
     return not spelled.startswith("##") if reference.tokenizer.mask_token == "[MASK]" else spelled.startswith("Ġ")
 
 
 def is_word(word: str) -> bool:
-    """Letters, with hyphens and apostrophes among them."""
+    """Return whether a text consists of letters, hyphens and apostrophes."""
     return any(map(str.isalpha, word)) and all(each.isalpha() or each in "-'\u2019" for each in word)
 
 
@@ -238,7 +247,7 @@ def is_word(word: str) -> bool:
 def test_every_argument_of_rank(
     pair: tuple[MaskFiller, Reference], candidates: list[str], others: Any, normalize: bool
 ) -> None:
-    """Any phrases, in any order, duplicates among them."""
+    """Any candidates in any order, including duplicates."""
     filler, reference = pair
     text = f"It is a {filler.info.mask_token} of the year."
     (ranked,) = filler.rank(text, candidates, others=others, normalize=normalize).masks
@@ -271,7 +280,7 @@ def test_every_argument_of_infill(
     order: Any,
     words_only: bool,
 ) -> None:
-    """The filled text is the text with its fillings, best first, each with the log-probability of its own steps."""
+    """Fillings are in the text, best first, with the log-probability of their steps."""
     filler, reference = pair
     masks = [span.format(mask=filler.info.mask_token) for span in spans]
     text = "".join(
@@ -305,6 +314,6 @@ def test_every_argument_of_infill(
 
 
 def text_of(filler: MaskFiller, masks: list[str], parts: list[str], found: Any) -> str:
-    """The text with as many masks in the place of each span as its filling has tokens."""
+    """Return the text with as many masks in place of each span as its filling has tokens."""
     spans = [" ".join([filler.info.mask_token] * len(tokens)) for tokens in found.tokens]
     return "".join(f"{part} {span} " for part, span in itertools.zip_longest(parts, spans, fillvalue=""))

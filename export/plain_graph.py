@@ -1,4 +1,4 @@
-"""What the graph of a plain ONNX export says of itself, before it is run."""
+"""Reads and checks the graph of a plain ONNX export before it is run."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,22 +12,22 @@ from mlm_infer.errors import BundleError, ModelError, first_line
 __all__ = ["check_operators", "check_task", "input_types", "precision_in", "read_graph", "with_wide_inputs"]
 
 _STANDARD = frozenset(["", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"])
-"""Domains whose operators ONNX Runtime may have."""
+"""Operator domains that ONNX Runtime implements by itself."""
 
 _GENERATION = ("ForCausalLM", "ForConditionalGeneration", "GPTLMHeadModel", "GPT2LMHeadModel")
-"""Endings of the classes of text-generation models; XLM's masked one is called XLMWithLMHeadModel."""
+"""Class name endings of text-generation models. `LMHeadModel` alone would also match XLM's masked language model."""
 
 _TYPES = onnx.TensorProto
 _BYTES = frozenset([_TYPES.INT8, _TYPES.UINT8, _TYPES.INT4, _TYPES.UINT4])
 _MATRIX = 1024
-"""Numbers that a weight has and a shape or a scale has not."""
+"""Minimum number of elements of a weight, as opposed to a shape or a scale."""
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """Read a file without the weights beside it.
+    """Read a graph without its external weights.
 
     Raises:
-        BundleError: It is no ONNX file.
+        BundleError: The file is not an ONNX file.
     """
     try:
         return onnx.load(str(path), load_external_data=False)
@@ -36,10 +36,10 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 
 def check_task(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model that writes on, token by token, whatever its tokenizer has.
+    """Reject a causal (text-generation) model, even if its tokenizer has a mask token.
 
     Raises:
-        ModelError: Its configuration says so.
+        ModelError: The configuration names a causal model class, or sets `is_decoder`.
     """
     kinds = config.get("architectures") or []
     named = [each for each in kinds if isinstance(each, str)] if isinstance(kinds, list) else []
@@ -52,10 +52,10 @@ def check_task(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_operators(path: Path, model: onnx.ModelProto) -> None:
-    """Refuse operators that ONNX Runtime has only with a library that somebody wrote.
+    """Reject operators that need a custom-operator library.
 
     Raises:
-        ModelError: There is one.
+        ModelError: The graph contains such an operator.
     """
     own = {(each.domain, each.name) for each in model.functions}
     for node in _nodes(model):
@@ -67,6 +67,7 @@ def check_operators(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield all nodes, including those in functions and subgraphs."""
     pending = [*model.graph.node, *(node for each in model.functions for node in each.node)]
     while pending:
         node = pending.pop()
@@ -77,7 +78,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def precision_in(model: onnx.ModelProto) -> str:
-    """Return the precision that the weights of a graph have, whatever its file is called."""
+    """Return the precision of a graph's weights; third-party file names are not reliable."""
     sizes: dict[int, int] = {}
     for tensor in model.graph.initializer:
         if (count := int(np.prod(tensor.dims))) >= _MATRIX:
@@ -89,10 +90,10 @@ def precision_in(model: onnx.ModelProto) -> str:
 
 
 def input_types(path: Path, model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
-    """Return the type of each input by name.
+    """Return the element type of each input by name.
 
     Raises:
-        ModelError: One takes no numbers.
+        ModelError: An input is not a tensor of numbers.
     """
     found: dict[str, np.dtype[Any]] = {}
     for value in model.graph.input:
@@ -107,8 +108,9 @@ def input_types(path: Path, model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
 
 
 def with_wide_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Let a graph take int64 as all its inputs, in place; return it."""
+    """Convert all inputs of a graph to int64 in place, with casts to their former types; return the graph."""
     casts = []
+    # Older files also list their weights as inputs.
     own = {each.name for each in model.graph.initializer}
     for value in model.graph.input:
         kind = value.type.tensor_type.elem_type

@@ -1,8 +1,10 @@
-"""Operators that stand for several others, written as those, which the passes know.
+"""Decomposes fused operators into the basic ones that the graph passes know.
 
-Some exporters fuse a graph for the ONNX Runtime of a GPU, or for a version of ONNX that has attention. On a CPU most
-of that is slower than its parts (docs/engine.md), and none of it shows its dense layers to int8 or its rows to the
-selection of rows.
+Some exporters fuse operators for ONNX Runtime on a GPU, or use the Attention operator of newer ONNX versions. On a CPU
+most of the fused operators are slower than the separate ones (docs/engine.md), and they hide their dense layers from
+int8 and their rows from the row selection.
+
+To support another operator, add a function to `DECOMPOSITIONS`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,14 +15,14 @@ import onnx_ir as ir
 from .graph import add_constant, add_node, constant_of
 from .shapes import Observed
 
-__all__ = ["SPELLED_OUT"]
+__all__ = ["DECOMPOSITIONS"]
 
 _KEPT_ATTRIBUTES = frozenset(["scale", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode", "softmax_precision"])
-"""What an Attention may say and still be plain attention; of the rest only zeros."""
+"""Attributes of Attention that the decomposition supports; all others must be 0, which is their default."""
 
 
 class _Writer:
-    """Adds nodes before one that is to be replaced."""
+    """Adds the nodes that replace a fused node."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node, found: Observed) -> None:
         self.graph, self.node, self.found = graph, node, found
@@ -32,7 +34,7 @@ class _Writer:
         return self.found.shapes.get(value.name or "", ("?",)) if value is not None else ("?",)
 
     def number(self, name: str, value: float) -> ir.Value:
-        """Add a constant of the type that the node gives."""
+        """Add a scalar constant of the node's output type."""
         return add_constant(self.graph, name, np.array(value, self.kind))
 
     def add(self, op: str, parts: Sequence[ir.Value | None], *, domain: str = "", **attributes: object) -> ir.Value:
@@ -40,26 +42,27 @@ class _Writer:
         return add_node(self.graph, op, parts, attributes, domain=domain, before=self.node)
 
     def replace(self, *results: ir.Value | None) -> None:
-        """Put values in the place of the outputs of the node, and take it away."""
+        """Replace the outputs of the node in order, None leaving one as it is, and remove the node."""
         for output, result in zip(self.node.outputs, results, strict=False):
             if result is not None:
                 output.replace_all_uses_with(result, replace_graph_outputs=True)
         self.graph.remove(self.node, safe=True)
 
     def only(self, *places: int) -> bool:
-        """Tell whether nothing takes any output of the node but those at some places."""
+        """Return whether only the outputs at the given indices are used."""
         outputs = enumerate(self.node.outputs)
         return all(at in places or not (each.uses() or each.is_graph_output()) for at, each in outputs)
 
 
-def _spell_out_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """Attention of ONNX, of [batch, heads, length, width]: two products and a softmax."""
+def _attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
+    """Attention of the ONNX standard, on [batch, heads, length, width]: two matmuls and a softmax."""
     write = _Writer(graph, node, found)
     query, key, value, mask, *more = write.inputs
     shape = write.shape(query)
-    strange = [name for name, each in node.attributes.items() if name not in _KEPT_ATTRIBUTES and each.value]
-    if len(shape) != 4 or not isinstance(shape[3], int) or strange or any(more) or not write.only(0):
+    unsupported = [name for name, each in node.attributes.items() if name not in _KEPT_ATTRIBUTES and each.value]
+    if len(shape) != 4 or not isinstance(shape[3], int) or unsupported or any(more) or not write.only(0):
         return
+    # Grouped-query attention, in which several heads share their keys, would need the keys repeated.
     if write.shape(key)[1:2] != shape[1:2]:
         return
     turned = write.add("Transpose", [key], perm=[0, 1, 3, 2])
@@ -67,6 +70,8 @@ def _spell_out_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> Non
     scores = write.add("Mul", [write.add("MatMul", [query, turned]), scale])
     if mask is not None:
         if found.kinds.get(mask.name or "") == np.bool_:
+            # Boolean masks become additive ones: 0 for visible keys, the lowest finite number for hidden ones. With
+            # -inf, a text without any visible key would give NaN.
             least = float(np.finfo(write.kind).min)
             mask = write.add("Where", [mask, write.number("attended", 0), write.number("ignored", least)])
         scores = write.add("Add", [scores, mask])
@@ -74,9 +79,10 @@ def _spell_out_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> Non
 
 
 def _skip_norm(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """SkipLayerNormalization: a sum, and the norm of it."""
+    """SkipLayerNormalization: an addition and a layer norm."""
     write = _Writer(graph, node, found)
     one, other, gain, shift, bias = write.inputs[:5]
+    # Outputs 1 and 2, mean and variance, are for training; output 3 is the sum, the residual of the next layer.
     if not write.only(0, 3):
         return
     total = write.add("Add", [one, other])
@@ -88,13 +94,13 @@ def _skip_norm(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
 
 
 def _bias_gelu(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """BiasGelu: a sum, and the GELU of it."""
+    """BiasGelu: an addition and a GELU."""
     write = _Writer(graph, node, found)
     write.replace(write.add("Gelu", [write.add("Add", write.inputs[:2])], domain="com.microsoft"))
 
 
-def _fused_product(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """FusedMatMul: a product with a matrix that is turned, and a factor."""
+def _fused_matmul(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
+    """FusedMatMul: a transposition of the second matrix, a matmul and a scale factor."""
     write = _Writer(graph, node, found)
     left, right = write.inputs[:2]
     given = {name: each.value for name, each in node.attributes.items()}
@@ -109,13 +115,14 @@ def _fused_product(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
 
 
 def _packed_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """Attention of ONNX Runtime: three dense layers with their weights in one matrix, and a MultiHeadAttention."""
+    """Attention of ONNX Runtime: Q, K and V projections with their weights in one matrix, and MultiHeadAttention."""
     write = _Writer(graph, node, found)
     source, packed, shifts, mask, past, bias, *more = write.inputs
     weights, offsets = constant_of(packed), constant_of(shifts)
     given = {name: each.value for name, each in node.attributes.items()}
-    odd = given.get("unidirectional") or given.get("do_rotary") or given.get("qkv_hidden_sizes") or past or any(more)
-    if weights is None or weights.shape[1] % 3 or odd or not write.only(0):
+    options = ("unidirectional", "do_rotary", "qkv_hidden_sizes")
+    unsupported = past or any(more) or any(given.get(name) for name in options)
+    if weights is None or weights.shape[1] % 3 or unsupported or not write.only(0):
         return
     dense = []
     for name, matrix, offset in zip(
@@ -124,6 +131,7 @@ def _packed_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
         [None] * 3 if offsets is None else np.split(offsets, 3),
         strict=True,
     ):
+        # A slice of the packed matrix refers to all of it, so each part needs its own memory.
         held = add_constant(graph, f"{node.outputs[0].name}_{name}", np.ascontiguousarray(matrix))
         value = write.add("MatMul", [source, held])
         if offset is not None:
@@ -135,9 +143,10 @@ def _packed_attention(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
 
 
 def _embeddings(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
-    """EmbedLayerNormalization: lookups, their sum and its norm, and how many tokens each text has."""
+    """EmbedLayerNormalization: embedding lookups, their sum, a layer norm, and the number of tokens of each text."""
     write = _Writer(graph, node, found)
     ids, segments, words, places, kinds, gain, shift, mask, positions = write.inputs
+    # Without `positions`, the positions are 0, 1, 2, ...: the first rows of the position table.
     if positions is not None or not write.only(0, *([] if mask is None else [1]), 2):
         return
     first, last, axis = (add_constant(graph, f"embedding_{each}", np.array([each])) for each in (0, 1, 0))
@@ -147,18 +156,22 @@ def _embeddings(graph: ir.Graph, node: ir.Node, found: Observed) -> None:
         total = write.add("Add", [total, write.add("Gather", [kinds, segments])])
     epsilon = node.attributes.get_float("epsilon", 1e-12)
     norm = write.add("LayerNormalization", [total, gain, shift], axis=-1, epsilon=epsilon)
+    # Output 1 is the number of tokens of each text, which ONNX Runtime's fused attention takes as its mask.
     counts = None if mask is None else write.add("ReduceSum", [mask, last], keepdims=0)
     write.replace(norm, counts, total)
 
 
-SPELLED_OUT: dict[str, dict[str, Callable[[ir.Graph, ir.Node, Observed], None]]] = {
-    "": {"Attention": _spell_out_attention},
+DECOMPOSITIONS: dict[str, dict[str, Callable[[ir.Graph, ir.Node, Observed], None]]] = {
+    "": {"Attention": _attention},
     "com.microsoft": {
         "Attention": _packed_attention,
         "BiasGelu": _bias_gelu,
         "EmbedLayerNormalization": _embeddings,
-        "FusedMatMul": _fused_product,
+        "FusedMatMul": _fused_matmul,
         "SkipLayerNormalization": _skip_norm,
     },
 }
-"""By domain and operator: a function that writes one out in place, or leaves it where it holds more than its parts."""
+"""By domain and operator: the function that replaces a node in place.
+
+It leaves a node unchanged that uses an input or attribute that the decomposition does not support.
+"""
