@@ -1,4 +1,4 @@
-"""Filling masks over HTTP; requests that come together share a run of the model.
+"""Fills masks over HTTP; concurrent requests share runs of the model.
 
 pip install fastapi uvicorn
 uvicorn --app-dir examples server:app
@@ -20,7 +20,7 @@ from mlm_infer import AsyncMaskFiller, FillResult, InputError, MaskFiller
 
 
 class Question(BaseModel):
-    """What a client sends."""
+    """The body of a request."""
 
     text: str
     top_k: int = 5
@@ -29,7 +29,7 @@ class Question(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the model when the server starts, in the process that serves."""
+    """Open the model when the server starts, in the serving process."""
     async with AsyncMaskFiller(MaskFiller()) as filler:
         app.state.filler = filler
         yield
@@ -40,14 +40,14 @@ app = FastAPI(lifespan=lifespan)
 
 @app.exception_handler(RequestValidationError)
 async def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
-    """Say in one line what is wrong with a question, without what was sent: NaN, for one, is no JSON."""
+    """Answer an invalid request with one line that does not repeat the input: NaN, for example, is not JSON."""
     first = error.errors()[0]
     return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:])) or 'the body'}: {first['msg']}"}, 422)
 
 
 @app.post("/fill")
 async def fill(question: Question, request: Request) -> Response:
-    """Answer one question."""
+    """Answer a request."""
     filler: AsyncMaskFiller = request.app.state.filler
     try:
         result = await filler.fill(question.text, top_k=question.top_k, targets=question.targets, timeout=10)
@@ -60,5 +60,5 @@ async def fill(question: Question, request: Request) -> Response:
 
 
 def as_json(result: FillResult) -> str:
-    """Write a result down."""
+    """Serialize a result."""
     return json.dumps(result.to_dict())

@@ -131,7 +131,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 @click.option("--work", type=click.Path(path_type=Path), default=ROOT / ".work/architectures", show_default=True)
 @click.option("--speed/--no-speed", default=True, help="Time them against the transformers pipeline.")
 def main(architectures: tuple[str, ...], work: Path, speed: bool) -> None:
-    """Measure ARCHITECTURES, all without any, and rewrite their rows from what was measured so far."""
+    """Measure ARCHITECTURES (default: all), and update their rows of the table."""
     work.mkdir(parents=True, exist_ok=True)
     for architecture in architectures or BUILDERS:
         click.echo(architecture, err=True)

@@ -63,7 +63,7 @@ json.dump(found, sys.stdout)
 
 @dataclass(slots=True)
 class Messages:
-    """Messages in the order in which they are first seen."""
+    """Messages, numbered in the order of first appearance."""
 
     seen: list[str] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class Messages:
 
 
 def has_driver() -> bool:
-    """Tell whether this machine has an NVIDIA driver."""
+    """Return whether this machine has an NVIDIA driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -84,7 +84,7 @@ def has_driver() -> bool:
 
 
 def make_environment(folder: Path, *requirements: str) -> Path:
-    """Make an environment with this package and others, and return its interpreter."""
+    """Create an environment with this package and others, and return its interpreter."""
     venv.create(folder, with_pip=True)
     shutil.rmtree(ROOT / "build", ignore_errors=True)
     install(folder / "bin/python", *requirements)
@@ -97,7 +97,7 @@ def install(python: Path, *requirements: str) -> None:
 
 
 def false_driver(folder: Path) -> dict[str, str]:
-    """Put another library in the place of the driver, whose functions are never called; return the loader's setting."""
+    """Provide a library in place of the driver, whose functions are never called; return the loader's setting."""
     shutil.copy(next(Path("/").glob("lib*/**/libm.so.6")), folder / "libcuda.so.1")
     return {"LD_LIBRARY_PATH": str(folder)}
 
@@ -144,12 +144,12 @@ def rows(title: str, found: list[dict[str, Any]], messages: Messages, bundle: Pa
 
 
 def plain(line: str, bundle: Path) -> str:
-    """Replace the path of the bundle."""
+    """Replace the path of the bundle by a fixed name."""
     return line.replace(str(bundle), "bundle")
 
 
 def make_bundle(folder: Path) -> Path:
-    """Export a tiny model in every form."""
+    """Export a tiny model in every precision and format."""
     checkpoint = BUILDERS["bert"](folder / "checkpoint")
     formats = ["onnx", "torchscript"]
     export_bundle(str(checkpoint), folder / "bundle", precisions=["fp32", "fp16", "int8"], formats=formats)

@@ -54,7 +54,7 @@ Prepare = Callable[[Path], object]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault, how to make it in a scratch folder, and the command that meets it."""
+    """A fault, how to prepare it in a scratch folder, and the command that meets it."""
 
     name: str
     prepare: Prepare
@@ -62,7 +62,7 @@ class Fault:
 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Prepare:
-    """Return what changes the manifest."""
+    """Return a preparation that changes the manifest."""
 
     def prepare(folder: Path) -> None:
         path = folder / "bundle/mlm_infer.json"
@@ -74,7 +74,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Prepare:
 
 
 def rewrite(name: str, change: Callable[[bytes], bytes], *, forge: bool = False) -> Prepare:
-    """Return what changes a file of the bundle, and its hash too if it is to be forged."""
+    """Return a preparation that changes a file of the bundle, and its hash too if `forge` is set."""
 
     def prepare(folder: Path) -> None:
         path = folder / "bundle" / name
@@ -93,12 +93,12 @@ def flip(data: bytes) -> bytes:
 
 
 def cut(data: bytes) -> bytes:
-    """Leave the end out."""
+    """Truncate the end."""
     return data[:-100]
 
 
 def steal(data: bytes) -> bytes:
-    """Let a graph ask for a file of the system."""
+    """Make a graph refer to a file of the system."""
     model = onnx.ModelProto.FromString(data)
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
@@ -106,7 +106,7 @@ def steal(data: bytes) -> bytes:
 
 
 def shuffle(folder: Path) -> None:
-    """Put random bytes in the place of the embeddings, and the hash right."""
+    """Replace the embeddings by random bytes, and update the hash."""
     graph = onnx.load(folder / "bundle" / GRAPH, load_external_data=False).graph
     largest = max(graph.initializer, key=lambda tensor: math.prod(tensor.dims))
     start = int({each.key: each.value for each in largest.external_data}["offset"])
@@ -115,13 +115,13 @@ def shuffle(folder: Path) -> None:
 
 
 def outside(folder: Path) -> None:
-    """Put the weights elsewhere and leave a link."""
+    """Move the weights out of the bundle and leave a link."""
     (folder / "bundle" / WEIGHTS).rename(folder / "elsewhere")
     (folder / "bundle" / WEIGHTS).symlink_to("../elsewhere")
 
 
 def killed(command: str, sign: str) -> Prepare:
-    """Return what kills a command once a file is there."""
+    """Return a preparation that kills a command once a file exists."""
 
     def prepare(folder: Path) -> None:
         silent = subprocess.DEVNULL
@@ -134,19 +134,19 @@ def killed(command: str, sign: str) -> Prepare:
 
 
 def other_model(folder: Path) -> None:
-    """Make the checkpoint of a model of another kind."""
+    """Make a checkpoint of another model type."""
     GPT2Config(n_layer=1).save_pretrained(folder / "gpt2")
 
 
 def headless(folder: Path) -> None:
-    """Make an encoder without its head."""
+    """Make a checkpoint of an encoder without a head."""
     AutoModel.from_pretrained(folder / "checkpoint").save_pretrained(folder / "encoder")
     for name in (TOKENIZER, "tokenizer_config.json"):
         shutil.copy(folder / "checkpoint" / name, folder / "encoder")
 
 
 def plain_export(folder: Path, *, without: str | None = None, output: str = "logits") -> None:
-    """Make an ONNX file as others do: one product, with no more of a model than its inputs and outputs."""
+    """Make a minimal plain ONNX export: the inputs and outputs of a model, and nothing in between."""
     shutil.copytree(folder / "checkpoint", folder / "plain")
     (folder / "plain/model.safetensors").unlink()
     ids, scores = (
@@ -166,28 +166,23 @@ def plain_export(folder: Path, *, without: str | None = None, output: str = "log
 
 
 def put(name: str, content: bytes) -> Prepare:
-    """Return what writes a file."""
+    """Return a preparation that writes a file."""
     return lambda folder: (folder / name).write_bytes(content)
 
 
 def remove(name: str) -> Prepare:
-    """Return what removes a file of the bundle."""
+    """Return a preparation that removes a file of the bundle."""
     return lambda folder: (folder / "bundle" / name).unlink()
 
 
-def vnni(values: dict[str, Any]) -> None:
-    """Say that int8 was made for a processor with VNNI instructions."""
-    values["models"]["int8"]["cpu"] = "avx512_vnni"
-
-
 def torchscript_alone(values: dict[str, Any]) -> None:
-    """Say that TorchScript is all there is; nobody gets as far as the file."""
+    """Declare that the bundle contains TorchScript only; the file itself is never opened."""
     values["models"] = {"torchscript": values["models"]["int8"]}
     values["known_answers"] = {}
 
 
 def doubled(data: bytes) -> bytes:
-    """Give a tokenizer rules that make a terabyte of a letter."""
+    """Add tokenizer rules that turn one letter into a terabyte."""
     rule = {"type": "Replace", "pattern": {"String": "i"}, "content": "ii"}
     return json.dumps(json.loads(data) | {"normalizer": {"type": "Sequence", "normalizers": [rule] * 40}}).encode()
 
@@ -197,7 +192,7 @@ def nothing(folder: Path) -> None:
 
 
 def words(count: int) -> str:
-    """Return a text of so many words and a mask."""
+    """Return a text of some number of words and a mask."""
     return f"A {'good ' * count}[MASK]."
 
 
@@ -319,7 +314,7 @@ GROUPS: dict[str, list[Fault]] = {
 
 
 def meet(fault: Fault, checkpoint: Path) -> str:
-    """Make a fault, run its command, and return the line that it ends in."""
+    """Prepare a fault, run its command, and return the line that it prints."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copytree(SHIPPED, folder / "bundle")
@@ -342,7 +337,7 @@ def meet(fault: Fault, checkpoint: Path) -> str:
 
 
 def _plain(line: str, folder: Path) -> str:
-    """Leave out what differs from run to run: scratch names, and digits that the processor rounds."""
+    """Replace what differs between runs: temporary names, and digits that depend on the processor."""
     line = line.replace(f"{folder}/", "").replace(str(folder), ".")
     line = re.sub(r"\.export-\w+", ".export-N", line)
     line = re.sub(r"-[0-9a-f]{16}\b", "-HASH", line)

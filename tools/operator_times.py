@@ -1,4 +1,4 @@
-"""Time a fused operator of ONNX Runtime against its parts, interleaved: why export/fuse.py leaves two fusions out."""
+"""Time fused operators of ONNX Runtime against separate ones, interleaved, to justify export/fuse.py."""
 
 import statistics
 import time

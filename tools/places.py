@@ -1,4 +1,4 @@
-"""Places where nothing can be written: a full disk and a read-only folder, as this machine allows to make them."""
+"""Provides a full disk and a read-only folder, by mounts or, without that right, by limits and permissions."""
 
 import os
 import resource
@@ -31,7 +31,7 @@ def _nothing() -> None:
 
 @contextmanager
 def full_disk(folder: Path, size: int) -> Iterator[Prepare]:
-    """Make a folder a disk of a size; without the right to mount, no file may grow larger than that."""
+    """Make a folder a disk of limited size, or without the right to mount, limit the size of files."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -48,7 +48,7 @@ def full_disk(folder: Path, size: int) -> Iterator[Prepare]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[Prepare]:
-    """Make a folder read-only: mounted so, or by its permissions for a user who is not root."""
+    """Make a folder read-only by a mount, or by its permissions for a user who is not root."""
 
     def leave_root() -> None:
         os.setgid(_NOBODY)

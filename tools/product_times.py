@@ -1,7 +1,7 @@
-"""Time the product of a feed-forward layer in int8 and fp32, with its weights in the cache and read from memory.
+"""Time the int8 and fp32 matmuls of a feed-forward layer, with weights in the cache and read from memory.
 
-What one text asks of a model is one product after the other, each with weights that the cache no longer holds:
-the speed of the second column bounds what a single text can reach, however little is done around the products.
+A single text runs one matmul after the other, each with weights that are no longer in the cache. The throughput with
+weights from memory is therefore an upper bound for single texts, whatever else is optimized.
 """
 
 import os
@@ -22,7 +22,7 @@ _ROWS = (1, 8, 25, 64, 128, 512)
 
 
 def session(matrices: int, threads: int, *, int8: bool = True) -> onnxruntime.InferenceSession:
-    """Return a session of 24 products of one input with as many different weights as asked for, in turns."""
+    """Return a session of 24 matmuls of one input, cycling through a number of different weights."""
     random = np.random.default_rng(0)
     kind = TensorProto.UINT8 if int8 else TensorProto.FLOAT
     held = np.int8 if int8 else np.float32
@@ -63,7 +63,7 @@ def session(matrices: int, threads: int, *, int8: bool = True) -> onnxruntime.In
 @click.option("--threads", default=2, show_default=True)
 @click.option("--avx2", is_flag=True, help="Use no more than AVX2.")
 def main(threads: int, avx2: bool) -> None:
-    """Print 1e9 multiply-adds a second by the number of tokens."""
+    """Print the throughput in GMAC/s by number of tokens."""
     if avx2 and "MLM_INFER_CPU" not in os.environ:
         from mlm_infer.benchmarks.avx2 import avx2_environment
 

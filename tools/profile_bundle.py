@@ -1,4 +1,4 @@
-"""Where a bundle's time goes, operator by operator, as ONNX Runtime's profiler sees it.
+"""Profile a bundle by operator, with ONNX Runtime's profiler.
 
 python tools/profile_bundle.py .work/benchmarks/distilroberta/bundle --texts 32 --tokens 25
 """
@@ -25,7 +25,7 @@ _RUNS = 12
 @click.option("--tokens", default=25, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(bundle: Path, precision: str, texts: int, tokens: int, threads: int) -> None:
-    """Print the operators of BUNDLE by the time they take, mean of twelve runs on one shape of batch."""
+    """Print the operators of BUNDLE by time, as the mean of twelve runs with one batch shape."""
     manifest = read_manifest(bundle)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -1,4 +1,4 @@
-"""Put the newest figures of benchmarks/results into the README."""
+"""Insert the newest figures of benchmarks/results into the README."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def figures() -> str:
 
 
 def updated(readme: str) -> str:
-    """Return a README with the figures in their place."""
+    """Return a README with updated figures."""
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
     return pattern.sub(lambda _match: f"{BEGIN}\n{figures()}{END}", readme)
 

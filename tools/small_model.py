@@ -46,7 +46,7 @@ of its texts. Use it to try the package and in tests; for real work export a mod
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
-    """Train in FOLDER and put the bundle into the package."""
+    """Train in FOLDER and move the bundle into the package."""
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "checkpoint"
     if not model.exists():
@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
 
 
 def card(model: Path, bundle: Path) -> str:
-    """Return the model's card, its figures from the reports of training and export."""
+    """Return the model card, with figures from the reports of training and export."""
     training = json.loads((model / "training_report.json").read_text(encoding="utf-8"))
     manifest = json.loads((bundle / "mlm_infer.json").read_text(encoding="utf-8"))
     (parity,) = (case for case in manifest["parity"]["cases"] if case["case"] == "sentences")

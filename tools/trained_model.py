@@ -1,4 +1,4 @@
-"""Make a model on which quality can be measured: MiniLM's encoder (6 layers, 384 wide) with a head trained on reviews.
+"""Train a model to measure quality with: MiniLM's encoder (6 layers, 384 wide) with a head trained on reviews.
 
     python tools/trained_model.py .work/trained
 
@@ -48,7 +48,7 @@ def with_head(encoder: Path, folder: Path) -> Path:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
-    """Write the trained checkpoint to FOLDER; one that is there is taken as it is."""
+    """Write the trained checkpoint to FOLDER; an existing one is reused."""
     if folder.exists():
         return
     work = folder.with_name(f"{folder.name}-work")

@@ -1,4 +1,4 @@
-"""fp16: what is stored in it, what stays fp32, the mask that would overflow, and the budget."""
+"""fp16: what is stored in fp16, what stays in fp32, overflow, and the accuracy budget."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.helpers.pipeline import NAMES, masked_sentences
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_half(name: str, torch_bundles: dict[str, Path]) -> None:
-    """Dense layers and tables in fp16, layer norms and all of the softmax in fp32, inputs and outputs as in fp32."""
+    """Dense layers and tables are fp16; layer norms, softmaxes, inputs and outputs are as in fp32."""
     half, full = (onnx.load(torch_bundles[name] / f"model.{each}.onnx").graph for each in ("fp16", "fp32"))
     kinds = {each.name: each.data_type for each in half.initializer}
     casts = {node.output[0] for node in half.node if node.op_type == "Cast" and node.attribute[0].i == 1}
@@ -40,7 +40,7 @@ def test_what_is_half(name: str, torch_bundles: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_answers(name: str, torch_bundles: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    """Nearly those of fp32, alone and in padded batches; on the CPU it runs, and says that it is slow there."""
+    """Close to fp32, alone and in padded batches; on the CPU it runs with a warning that it is slow."""
     with caplog.at_level(logging.WARNING):
         filler = MaskFiller(torch_bundles[name], precision="fp16")
     assert [record.message for record in caplog.records] == [
@@ -57,7 +57,7 @@ def test_answers(name: str, torch_bundles: dict[str, Path], caplog: pytest.LogCa
 
 
 def test_mask_of_unfused_attention(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Without the fusion the graph adds -3.4e38, which as a half would be an infinity and no answer for padding."""
+    """Unfused attention adds -3.4e38, which would be infinite in fp16 and give NaN."""
     plain = ["fusions", "attention", "rows"]
     report = export_bundle(str(tiny["bert"]), tmp_path / "out", precisions=["fp16"], without_passes=plain)
     graph = onnx.load(tmp_path / "out/model.fp16.onnx").graph
@@ -68,7 +68,7 @@ def test_mask_of_unfused_attention(tiny: dict[str, Path], tmp_path: Path) -> Non
 
 
 def test_model_that_overflows(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Activations beyond 65504 are infinities in fp16: the budget refuses them, and no bundle is written."""
+    """Activations beyond 65504 are infinite in fp16: the budget is missed, and no bundle is written."""
     model = AutoModelForMaskedLM.from_pretrained(tiny["bert"])
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
@@ -81,7 +81,7 @@ def test_model_that_overflows(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_int8_is_not_for_cuda(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names fp16; `auto` takes the CPU for a bundle that holds nothing else."""
+    """The error suggests fp16; `auto` runs a bundle with int8 only on the CPU."""
     import onnxruntime
 
     # Whatever is installed here: the choice comes before anything of CUDA is touched.

@@ -1,4 +1,4 @@
-"""int8: how it rounds, what its budget leaves in fp32, and that no processor overflows."""
+"""int8: rounding, the accuracy budget, and overflow on any processor."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ from tests.helpers.pipeline import NAMES, masked_sentences
 
 
 def test_tied_weights_are_stored_once(bundles: dict[str, Path]) -> None:
-    """The word embeddings serve the head as well: four bytes a number in fp32, in int8 one and one for lookups."""
+    """A tied head shares the embedding table: four bytes per number in fp32, two in int8."""
     for precision, width in (("fp32", 4), ("int8", 2)):
         size = read_manifest(bundles["base"]).parity["bytes"][precision]
         assert size < 1.2 * width * 30522 * 128
@@ -34,7 +34,7 @@ def test_tied_weights_are_stored_once(bundles: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_int8_does_not_depend_on_the_batch(name: str, bundles: dict[str, Path]) -> None:
-    """Fixed scales: alone or among texts of any length, an answer differs by rounding only."""
+    """With static scales, an answer differs between batches by fp32 rounding only."""
     filler = MaskFiller(bundles[name], precision="int8")
     texts = masked_sentences(filler.info.mask_token, 60, seed=7)
     for together, text in zip(filler.fill_batch(texts), texts, strict=True):
@@ -54,7 +54,7 @@ def stats_of(values: Any) -> ActivationStats:
 
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_outlier_columns(one_sided: bool) -> None:
-    """Two channels ten times as large: further columns leave less than a third of the error, in the graph as well."""
+    """With two channels ten times as large, outlier columns leave less than a third of the error, in the graph too."""
     random = np.random.default_rng(0)
     values = random.standard_normal((256, 64)).astype(np.float32)
     values[:, [5, 40]] *= 12
@@ -84,7 +84,7 @@ def test_outlier_columns(one_sided: bool) -> None:
 
 
 def test_feedback_keeps_the_outputs_closer() -> None:
-    """Rounding with feedback beats rounding to nearest on the outputs, with inputs that go together."""
+    """With correlated inputs, GPTQ rounding gives a smaller output error than rounding to nearest."""
     random = np.random.default_rng(0)
     values = (random.standard_normal((2000, 16)) @ random.standard_normal((16, 96))).astype(np.float32)
     weights = random.standard_normal((96, 48)).astype(np.float32)
@@ -99,7 +99,7 @@ def test_feedback_keeps_the_outputs_closer() -> None:
 @pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
 @pytest.mark.parametrize("rows", [8, 33, 96])
 def test_no_pair_of_weights_overflows(spread: float, rows: int) -> None:
-    """Two adjacent products of 255 stay within 16 bits, further columns and odd counts included; 8 bits are used."""
+    """Products of adjacent weights with 255 stay within 16 bits, outlier columns included; 8 bits are used."""
     random = np.random.default_rng(rows)
     weights = (random.standard_normal((rows, 64)) * np.exp(spread * random.standard_normal((rows, 1)))).astype(
         np.float32
@@ -121,7 +121,7 @@ def test_no_pair_of_weights_overflows(spread: float, rows: int) -> None:
 
 @pytest.mark.parametrize("name", [*NAMES, "albert", "esm", "mpnet"])
 def test_int8_is_right_on_every_processor(name: str, bundles: dict[str, Path]) -> None:
-    """No product of an exported file can overflow where pairs of products are added in 16 bits."""
+    """In an exported file, no pair of products can overflow 16 bits."""
     matrices = products(bundles[name] / "model.int8.onnx")
     assert len(matrices) > 8
     for matrix in matrices:
@@ -132,7 +132,7 @@ def test_int8_is_right_on_every_processor(name: str, bundles: dict[str, Path]) -
 
 
 def test_budget(base: Path, tmp_path: Path) -> None:
-    """The report names each layer; more is asked of fewer layers; what cannot be met is an error, or not int8."""
+    """The report lists each layer; a tighter budget keeps more in fp32; one that cannot be met is an error."""
     for strict, message in ((True, r"top-1 agreement \d+\.\d% \(at least 99\.9%\)"), (False, r"of the size of fp32")):
         hard = Budget(max_perplexity_increase=0.0, min_agreement=0.999, strict=strict)
         with pytest.raises(ExportError, match=message):
@@ -151,7 +151,7 @@ def test_budget(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_budget_of_nothing_is_for_int8_alone(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """fp32 is held to PyTorch, not to what rounding may cost."""
+    """The budget does not apply to fp32, which is compared with PyTorch."""
     export_bundle(str(tiny["bert"]), tmp_path / "out", budget=Budget(max_perplexity_increase=0.0, min_agreement=1.0))
 
 
@@ -175,7 +175,7 @@ def test_wrong_calibration_text(content: bytes | None, message: str, tiny: dict[
 
 
 def test_own_calibration_text(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Text of one's own is used."""
+    """A calibration file of the user is used."""
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"The {word} film number {word}." for word in map(str, range(80))))
     void = Budget(max_perplexity_increase=10, min_agreement=0)

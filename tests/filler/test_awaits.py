@@ -1,4 +1,4 @@
-"""Awaits that are cancelled, too large, on other loops, or whose run breaks: each is answered or told why not."""
+"""Awaits that are cancelled, too large, on other event loops, or whose run fails end in an answer or an error."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ def filler() -> MaskFiller:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine; one that is never answered fails here."""
+    """Run a coroutine with a time limit."""
 
     async def limited() -> Any:
         async with asyncio.timeout(60):
@@ -29,7 +29,7 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 def test_one_event_loop(filler: MaskFiller) -> None:
-    """Another loop, after the first or in another thread, is refused; the first goes on."""
+    """Use on another loop, later or in another thread, is rejected; the first loop continues."""
     server = AsyncMaskFiller(filler)
     expected = filler.fill(TEXT)
 
@@ -50,7 +50,7 @@ def test_one_event_loop(filler: MaskFiller) -> None:
 
 
 def test_closing_out_of_time_answers_what_was_taken(filler: MaskFiller) -> None:
-    """`wait_for(aclose())` that ends early cancels the waiting for it, not the answers."""
+    """A cancelled `aclose()` stops waiting; accepted requests are still answered."""
 
     async def main() -> None:
         server = AsyncMaskFiller(filler, max_wait_ms=200)
@@ -71,7 +71,7 @@ def test_closing_out_of_time_answers_what_was_taken(filler: MaskFiller) -> None:
 
 
 def test_cancelled_tasks_of_a_loop(filler: MaskFiller) -> None:
-    """Where everything but the awaits themselves is cancelled, they fail by name, and the next is answered."""
+    """If all other tasks of a loop are cancelled, the awaits fail with our error, and the next one is answered."""
 
     async def main() -> None:
         server = AsyncMaskFiller(filler, max_wait_ms=5_000)
@@ -99,13 +99,13 @@ def test_cancelled_tasks_of_a_loop(filler: MaskFiller) -> None:
 
 
 class Panic(BaseException):
-    """As tokenizers raises it: PanicException is no Exception."""
+    """Like PanicException of tokenizers, which is no Exception."""
 
 
 @pytest.mark.parametrize("error", [Panic("index out of bounds"), StopIteration(), KeyError("x"), GeneratorExit()])
 @pytest.mark.parametrize("place", ["model.predictor.top", "model.encoder.try_encode"])
 def test_whatever_a_thread_raises_is_handed_on(error: BaseException, place: str) -> None:
-    """In the run of the model and in the tokenizer: it reaches the await, and the next one is answered."""
+    """Errors in the model and in the tokenizer reach the await, and the next one is answered."""
     filler = MaskFiller()
     model, part, name = place.split(".")
     owner = getattr(getattr(filler, model), part)
@@ -146,7 +146,7 @@ def test_whatever_a_thread_raises_is_handed_on(error: BaseException, place: str)
 def test_what_is_too_much_is_refused(
     filler: MaskFiller, options: dict[str, Any], text: Any, asked: dict[str, Any], message: str
 ) -> None:
-    """Before anything is tokenized or run, in one line; neighbours are answered."""
+    """With a one-line error before anything is tokenized or run; other requests are answered."""
 
     async def main() -> None:
         async with AsyncMaskFiller(filler, **options) as server:
@@ -159,7 +159,7 @@ def test_what_is_too_much_is_refused(
 
 
 def test_a_text_of_many_windows_lets_others_pass(filler: MaskFiller) -> None:
-    """Its windows are asked one a run: what comes later is answered first, and its own answer is that of `fill`."""
+    """One window per run: later requests are answered first, and the answer equals that of `fill`."""
     long = "It was a good film and a [MASK] one. " * 120
 
     async def main() -> tuple[list[str], FillResult]:
@@ -186,12 +186,12 @@ def test_a_text_of_many_windows_lets_others_pass(filler: MaskFiller) -> None:
 
 
 def ids(result: FillResult) -> list[int]:
-    """The best token of each mask."""
+    """The top-1 token of each mask."""
     return [mask.predictions[0].token_id for mask in result.masks]
 
 
 def test_the_loop_is_left_alone(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long texts are tokenized, words restricted and results built on other threads than the event loop's."""
+    """Tokenizing long texts, filtering and building results run outside the event loop's thread."""
     seen: dict[str, set[str]] = {}
     encoder = filler.model.encoder
 

@@ -1,4 +1,4 @@
-"""Threads, awaits and processes: each gives exactly what one caller alone gets."""
+"""Threads, awaits and processes get the answers that a single caller gets."""
 
 import asyncio
 import os
@@ -28,12 +28,12 @@ def filler() -> MaskFiller:
 
 
 def words(result: FillResult) -> list[tuple[int, float]]:
-    """Ids and scores to six digits: int8 answers do not depend on the batch."""
+    """Tokens and scores to six digits, since int8 answers do not depend on the batch."""
     return [(each.token_id, round(each.score, 5)) for each in result.masks[0].predictions]
 
 
 def first_words(filler: MaskFiller, texts: list[str]) -> list[Any]:
-    """What a worker process answers."""
+    """The answer of a worker process."""
     return [words(each) for each in filler.fill_batch(texts)]
 
 
@@ -47,7 +47,7 @@ def test_sixteen_threads(filler: MaskFiller) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes(filler: MaskFiller, method: str) -> None:
-    """An open filler goes to other processes, and its session does not come along over a fork."""
+    """A filler can be sent to other processes, and a forked child opens its own session."""
     expected = first_words(filler, TEXTS[:8])
     with ProcessPoolExecutor(2, mp_context=get_context(method)) as pool:
         answers = list(pool.map(first_words, [filler] * 4, [TEXTS[:8]] * 4, timeout=120))
@@ -64,7 +64,7 @@ def test_other_processes(filler: MaskFiller, method: str) -> None:
     ],
 )
 def test_a_forked_child_answers_and_ends(inside: str, parallel: str) -> None:
-    """A server that opens its model before it forks: the same object answers in a child that ends by `sys.exit`."""
+    """A server that opens its model before it forks: the child answers and ends with `sys.exit`."""
     code = FORK.format(before=ANSWERED, inside=inside)
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
     environment |= {"TOKENIZERS_PARALLELISM": parallel} if parallel else {}
@@ -72,14 +72,14 @@ def test_a_forked_child_answers_and_ends(inside: str, parallel: str) -> None:
 
 
 def test_a_fork_during_a_first_call() -> None:
-    """What another thread computes once, as the fork comes, is computed again in the child."""
+    """A value that another thread was computing during the fork is computed again in the child."""
     before = "threading.Thread(target=filler.fill, args=['A [MASK] film.'], kwargs={'words_only': True}).start()"
     code = FORK.format(before=before, inside="filler.fill('A [MASK] film.', words_only=True)")
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 7
 
 
 def test_an_inherited_async_filler_says_so() -> None:
-    """Its threads and its loop are the parent's: a child is told to make one, and that one answers."""
+    """Its threads and loop are the parent's: the child gets an error, and a new instance works."""
     before = """
 import asyncio
 from mlm_infer import AsyncMaskFiller, InputError
@@ -102,14 +102,14 @@ before = asyncio.run(server.fill('A [MASK] film.'))
 
 
 def test_a_pickle_is_small_and_opens(filler: MaskFiller) -> None:
-    """Path and options, not the weights."""
+    """It contains path and options, not the weights."""
     packed = pickle.dumps(filler)
     assert len(packed) < 1000
     assert pickle.loads(packed).fill(TEXTS[0]) == filler.fill(TEXTS[0])  # noqa: S301
 
 
 def test_awaits_share_runs(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Concurrent awaits with different wishes give what single calls give, in far fewer runs."""
+    """Concurrent awaits with different options give the answers of single calls, in far fewer runs."""
     from mlm_infer.runtime import predictor as predict
 
     runs = 0
@@ -133,7 +133,7 @@ def test_awaits_share_runs(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_wrong_await_harms_nobody(filler: MaskFiller) -> None:
-    """Its error is its own; a cancelled one and one out of time are dropped, the rest is answered."""
+    """Invalid, cancelled and timed-out awaits do not affect the others."""
 
     async def ask() -> list[Any]:
         async with AsyncMaskFiller(filler, max_wait_ms=100) as server:
@@ -161,7 +161,7 @@ def test_a_wrong_await_harms_nobody(filler: MaskFiller) -> None:
 
 
 def test_back_pressure_and_closing(filler: MaskFiller) -> None:
-    """No more than `max_pending` wait, and closing answers those before it refuses."""
+    """At most `max_pending` requests wait, and closing answers them before it rejects further ones."""
 
     async def ask() -> None:
         server = AsyncMaskFiller(filler, max_pending=4, max_wait_ms=20)
@@ -182,13 +182,13 @@ def test_back_pressure_and_closing(filler: MaskFiller) -> None:
 
 @pytest.mark.parametrize("options", [{"max_wait_ms": -1}, {"max_tokens": 0}, {"max_pending": "many"}])
 def test_wrong_options(filler: MaskFiller, options: Any) -> None:
-    """Each out of range is named."""
+    """The error names the option that is out of range."""
     with pytest.raises(InputError, match=next(iter(options))):
         AsyncMaskFiller(filler, **options)
 
 
 def test_closing_twice(filler: MaskFiller) -> None:
-    """Closing is done once; a second time does nothing."""
+    """Closing again does nothing."""
     other = MaskFiller(filler.info.path)
     other.close()
     other.close()
@@ -197,7 +197,7 @@ def test_closing_twice(filler: MaskFiller) -> None:
 
 
 def test_closing_during_calls(filler: MaskFiller) -> None:
-    """Each call in flight is answered, or told that its filler is closed."""
+    """Each running call is answered or raises an error that the filler is closed."""
     texts = TEXTS * 4
     expected = filler.fill_batch(texts)
     outcomes = []
@@ -224,7 +224,7 @@ def test_closing_during_calls(filler: MaskFiller) -> None:
 
 @pytest.mark.parametrize("name", ["base", "roberta"])
 def test_sixteen_threads_give_what_one_gives(name: str, bundles: dict[str, Path]) -> None:
-    """The tokenizer is frozen and the session is shared: the same answers, to the bit."""
+    """Shared tokenizer and session: bit-identical answers."""
     filler = MaskFiller(bundles[name], precision="fp32", threads=1)
     texts = masked_sentences(filler.info.mask_token, 80, seed=11)
     expected = [filler.fill(text) for text in texts]

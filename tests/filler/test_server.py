@@ -36,7 +36,7 @@ def url() -> Iterator[str]:
 
 
 def ask(url: str, question: dict[str, Any]) -> Any:
-    """Status and answer of one request."""
+    """Return status and body of a request."""
     data = json.dumps(question).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310
     try:
@@ -47,7 +47,7 @@ def ask(url: str, question: dict[str, Any]) -> Any:
 
 
 def test_many_clients_at_once(url: str) -> None:
-    """Each gets what the filler itself answers."""
+    """Each client gets the answer of the filler."""
     questions: list[dict[str, Any]] = [
         {"text": f"Part {number} of the [MASK].", "top_k": 2 + number % 3} for number in range(40)
     ]
@@ -61,7 +61,7 @@ def test_many_clients_at_once(url: str) -> None:
 
 
 def test_wrong_questions(url: str) -> None:
-    """The client is told what is wrong."""
+    """The response says what is wrong."""
     status, answer = ask(url, {"text": "no mask"})
     assert (status, "no mask; write [MASK]" in answer["detail"]) == (422, True)
     assert ask(url, {"text": "A [MASK].", "top_k": 0})[0] == 422
@@ -82,7 +82,7 @@ def test_wrong_questions(url: str) -> None:
     ],
 )
 def test_questions_that_are_none(url: str, body: bytes, detail: str) -> None:
-    """Whatever Python takes for JSON, and whatever is too much, is refused in one line."""
+    """JSON that only Python accepts, and oversized requests, get a one-line error."""
     request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=30)  # noqa: S310

@@ -1,4 +1,4 @@
-"""Fill masks and print what came out; tests/runtime/test_emulated.py runs it on emulated processors.
+"""Fills masks and prints the answers; tests/runtime/test_emulated.py runs it on emulated processors.
 
 It needs the run time alone.
 

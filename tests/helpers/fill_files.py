@@ -1,4 +1,4 @@
-"""Files of texts, `mlm-fill` over them, and the rows that it wrote."""
+"""Text files, `mlm-fill` on them, and the rows that it writes."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def write(path: Path, texts: list[str]) -> Path:
-    """A file of texts of the kind that its name says."""
+    """Write texts to a file in the format of its extension."""
     if path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as stream:
             table = csv.DictWriter(stream, ["id", "body"])
@@ -39,7 +39,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 
 def rows(path: Path) -> list[Any]:
-    """What was written."""
+    """Return the rows of an output."""
     if path.suffix == ".parquet":
         found: list[Any] = parquet.read_table(path).to_pylist()
         return found

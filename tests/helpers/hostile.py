@@ -24,13 +24,13 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def reseal(bundle: Path, name: str) -> None:
-    """Put the hash of a changed file into the manifest, as whoever made the bundle can."""
+    """Update the manifest with the hash of a changed file, as an attacker would."""
     stored = hash_file(bundle / name)
     edit(bundle, lambda values: values["files"].update({name: {"bytes": stored.bytes, "sha256": stored.sha256}}))
 
 
 def torchscript_only(folder: Path, written: Path) -> Path:
-    """Make a bundle that holds nothing but a TorchScript file, which writes a file as it is loaded."""
+    """Make a bundle with a TorchScript file only, which writes a file when it is loaded."""
     import torch
 
     class Attack(torch.nn.Module):
@@ -82,7 +82,7 @@ def with_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object]) -> 
 
 
 def with_graph(folder: Path, replaced: dict[str, NDArray[Any]], *, good_length: float = 1e6) -> Path:
-    """Make a bundle whose graph gives every token the probability of one in two.
+    """Make a bundle whose graph gives every token a probability of one half.
 
     Args:
         folder: Where to write it.

@@ -1,4 +1,4 @@
-"""A Hub on this machine: what huggingface-hub asks of the real one, over HTTP, from folders."""
+"""A local Hub: the HTTP interface that huggingface-hub uses, served from folders."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def serve_hub(repositories: dict[str, Path], gated: frozenset[str] = frozenset()) -> Iterator[tuple[str, list[str]]]:
-    """Serve folders as repositories with one commit; give the address, and the files as they are downloaded."""
+    """Serve folders as repositories with one commit; yield the address and the list of downloaded files."""
     downloads: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

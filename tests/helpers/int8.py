@@ -1,4 +1,4 @@
-"""What int8 of the tests may cost, and how much of a graph is int8."""
+"""The accuracy budget of int8 in the tests, and counts of int8 layers in a graph."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ It is wide: how many layers a tight one puts back is another question, and may h
 
 
 def least_of(masks: int, asked: float = LEAST_AGREEMENT) -> float:
-    """Return the least share of equal best tokens that so few masks may show of a model that keeps its budget.
+    """Return the minimum top-1 agreement that so few masks may show for a model that meets its budget.
 
     A share of n masks has a standard deviation of sqrt(p (1 - p) / n) around its p; three of them are allowed.
 
@@ -35,7 +35,7 @@ def least_of(masks: int, asked: float = LEAST_AGREEMENT) -> float:
 
 
 def agreement(some: list[FillResult], others: list[FillResult]) -> tuple[float, int]:
-    """Return the share of masks with the same best token, as the budget counts it, and how many masks there are."""
+    """Return the top-1 agreement, as the budget defines it, and the number of masks."""
     same = [
         one.predictions[0].token_id == other.predictions[0].token_id
         for mine, theirs in zip(some, others, strict=True)
@@ -45,7 +45,7 @@ def agreement(some: list[FillResult], others: list[FillResult]) -> tuple[float, 
 
 
 def products(path: Path) -> list[NDArray[Any]]:
-    """Return the int8 matrices that an exported graph multiplies by, [inputs, outputs]."""
+    """Return the int8 weight matrices of a graph, [inputs, outputs]."""
     graph = onnx.load(path).graph
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     turned = {

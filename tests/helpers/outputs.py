@@ -1,4 +1,4 @@
-"""What an output folder can be to what is read, and every byte that may be lost there."""
+"""Relations between an output folder and the inputs, for tests that `--force` loses no file."""
 
 import shutil
 from collections.abc import Callable
@@ -10,16 +10,16 @@ __all__ = ["RELATIONS", "bundle", "contents"]
 
 
 def nothing(_home: Path) -> None:
-    """The checkpoint alone."""
+    """The checkpoint only."""
 
 
 def a_file(home: Path) -> None:
-    """A file in the place of the output."""
+    """A file at the output path."""
     (home / "notes").write_text("thesis")
 
 
 def foreign(home: Path) -> None:
-    """A folder of somebody's work."""
+    """A folder with a user's files."""
     (home / "notes/.git").mkdir(parents=True)
     (home / "notes/.git/HEAD").write_text("ref")
     (home / "notes/thesis.tex").write_text("thesis")
@@ -32,7 +32,7 @@ def bundle(home: Path) -> None:
 
 
 def bundle_with_more(home: Path) -> None:
-    """A bundle into which somebody put a folder."""
+    """A bundle to which a user has added a folder."""
     bundle(home)
     (home / "bundle/data").mkdir()
     (home / "bundle/data/thesis.tex").write_text("thesis")
@@ -46,7 +46,7 @@ def links(home: Path) -> None:
 
 
 def forged(home: Path) -> None:
-    """A checkpoint that says of itself that it is a bundle, with all of its files."""
+    """A checkpoint with a manifest that lists all of its files as a bundle's."""
     names = ", ".join(f'"{path.name}": 0' for path in (home / "deep/ck").iterdir())
     (home / "deep/ck/mlm_infer.json").write_text(f'{{"files": {{{names}}}}}')
 
@@ -72,7 +72,7 @@ RELATIONS: dict[str, tuple[Callable[[Path], None], str, str]] = {
 
 
 def contents(home: Path) -> dict[str, bytes | str]:
-    """Every file and link below a folder."""
+    """Return every file and link below a folder."""
     found: dict[str, bytes | str] = {}
     for path in home.rglob("*"):
         if path.is_symlink():

@@ -1,4 +1,4 @@
-"""Sentences with masks, and what it means to answer them as the transformers pipeline does."""
+"""Sentences with masks, and the comparison with the transformers pipeline."""
 
 import random
 from typing import Any
@@ -25,14 +25,14 @@ def masked_sentences(mask: str, count: int, seed: int) -> list[str]:
 
 
 def flatten(answer: Any) -> list[dict[str, Any]]:
-    """The dictionaries of an answer, however it is nested."""
+    """Return the dictionaries of an answer, regardless of nesting."""
     if isinstance(answer, dict):
         return [answer]
     return [each for part in answer for each in flatten(part)]
 
 
 def shape(answer: Any) -> Any:
-    """The nesting of an answer and the keys of its dictionaries in their order."""
+    """Return the nesting of an answer and the keys of its dictionaries in order."""
     return list(answer) if isinstance(answer, dict) else [shape(part) for part in answer]
 
 

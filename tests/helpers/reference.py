@@ -1,4 +1,4 @@
-"""What the methods of `MaskFiller` should give, in plain PyTorch, one forward pass at a time."""
+"""Reference implementations of the methods of `MaskFiller` in plain PyTorch, one forward pass at a time."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 
 class Reference:
-    """A model and its tokenizer, slow and plain."""
+    """A model and its tokenizer."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -28,7 +28,7 @@ class Reference:
         return ids
 
     def pll(self, text: str, *, within_words: bool) -> list[float]:
-        """Each token's log-probability with it masked, and what follows in its word if asked for."""
+        """The log-probability of each token with it masked, and with the rest of its word masked on request."""
         encoded = self.tokenizer(text, return_special_tokens_mask=True)
         words: list[int | None] = encoded.word_ids() if within_words else []
         found = []
@@ -43,7 +43,7 @@ class Reference:
         return found
 
     def candidate(self, text: str, ids: Sequence[int], others: str) -> list[float]:
-        """Each token's log-probability in the place of the text's one mask."""
+        """The log-probability of each token of a candidate in place of the text's mask."""
         whole = self.encode(text)
         start = whole.index(self.mask)
         found = []
@@ -57,7 +57,7 @@ class Reference:
         return found
 
     def greedy(self, text: str, *, confidence: bool) -> tuple[list[int], float]:
-        """Fill one mask at a time, the surest or the first; return the ids and the summed log-probability."""
+        """Fill one mask at a time, the most confident or the first; return the ids and the summed log-probability."""
         ids, total = self.encode(text), 0.0
         while self.mask in ids:
             places = [place for place, token in enumerate(ids) if token == self.mask]

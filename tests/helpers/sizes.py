@@ -1,4 +1,4 @@
-"""How much of a soak to run: short with the test suite, in full under the marker `soak`."""
+"""Sizes of soak tests: short in the test suite, full under the marker `soak`."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["report", "sizes"]
 
 
 def sizes(name: str, *, short: Any, full: Any) -> pytest.MarkDecorator:
-    """Parametrize a test by its size.
+    """Parametrize a test by size.
 
     Args:
         name: The test's argument.
@@ -21,5 +21,5 @@ def sizes(name: str, *, short: Any, full: Any) -> pytest.MarkDecorator:
 
 
 def report(text: str) -> None:
-    """Show a figure of a run; pytest shows it with -s, as `make soak` does."""
+    """Print a figure of a run; pytest shows it with -s, as in `make soak`."""
     click.echo(f"\n{text}", err=True)

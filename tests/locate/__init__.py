@@ -1,1 +1,1 @@
-"""A model's name to a folder: plain exports, checkpoints on first use, the Hub, the cache."""
+"""Model names and their folders: plain exports, checkpoints on first use, the Hub, the cache."""

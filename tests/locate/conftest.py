@@ -1,4 +1,4 @@
-"""Models of others, a cache of one's own, and an installation without [export]."""
+"""Third-party models, a private cache, and an installation without [export]."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ from mlm_infer.locate.cache import CACHE_VARIABLE
 
 @pytest.fixture(scope="session")
 def exports(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Plain exports: as Optimum writes them, and as transformers.js does, with an older version of ONNX."""
+    """Plain exports in the layouts of Optimum and of transformers.js, the latter with an older opset."""
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from optimum.exporters.onnx import main_export
@@ -31,18 +31,18 @@ def exports(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the extra [export] is not installed."""
+    """An installation without the extra [export]."""
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
 
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A cache folder of its own."""
+    """A private cache folder."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def copy(exports: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the plain export of the real model, to damage."""
+    """A copy of the plain export of the real model that a test may damage."""
     return Path(shutil.copytree(exports["base"], tmp_path / "plain"))

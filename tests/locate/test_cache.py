@@ -1,4 +1,4 @@
-"""The cache of first uses: whose folder it is, and what becomes of an entry that is damaged or another's."""
+"""The cache of exports on first use: ownership, and entries that are damaged or outdated."""
 
 import json
 import os
@@ -17,7 +17,7 @@ LONGER = "A good [MASK] film."
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no owner there")
 def test_a_cache_that_others_can_write_to(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """What lies there is not taken, whoever it is that everybody or another user owns: the folder or an entry."""
+    """A folder or entry that another user owns, or that everybody can write to, is rejected."""
     cache = tmp_path / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(cache))
@@ -37,7 +37,7 @@ def test_a_cache_that_others_can_write_to(tiny: dict[str, Path], tmp_path: Path)
 
 
 def test_a_damaged_entry_of_the_cache_is_made_again(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Bytes that differ where sizes do not."""
+    """Also if the damaged file has the right size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
         filler = MaskFiller(tiny["bert"])
@@ -51,7 +51,7 @@ def test_a_damaged_entry_of_the_cache_is_made_again(tiny: dict[str, Path], tmp_p
 
 @pytest.mark.slow
 def test_other_weights_are_another_entry(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Whichever file transformers loads: beside one it does not know, named by an index or by the settings."""
+    """For every weight file that transformers may load, including those that an index or the settings name."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are exported on first use, into the cache."""
+"""Checkpoints that are exported to the cache on first use."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ LINE = "A [MASK] film."
 def test_checkpoint_is_exported_on_first_use(
     base: Path, cache: Path, offline_pipeline: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Into the cache by content: the same weights in another folder are the same entry, other weights are not."""
+    """Cached by content: the same weights in another folder share the entry, other weights do not."""
     filler = MaskFiller(base)
     assert "comparing with PyTorch ..." in capfd.readouterr().err
     assert filler.info.path.parent == cache
@@ -43,7 +43,7 @@ def test_checkpoint_is_exported_on_first_use(
 
 @pytest.mark.slow
 def test_two_processes_export_once(base: Path, cache: Path) -> None:
-    """The second waits for the first and takes what it made."""
+    """The second process waits for the first and uses its bundle."""
     code = f"from mlm_infer import MaskFiller; MaskFiller({str(base)!r}).fill({LINE!r})"
     both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [each.communicate(timeout=300)[1] for each in both]
@@ -55,13 +55,13 @@ def test_two_processes_export_once(base: Path, cache: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_checkpoint_without_export(base: Path) -> None:
-    """The error names what to install and what to run."""
+    """The error says what to install and what to run."""
     with pytest.raises(DependencyError, match=rf"pip install 'mlm-infer\[export\]'.*mlm-export {base} OUT"):
         MaskFiller(base)
 
 
 def test_checkpoint_that_cannot_be_exported(base: Path, cache: Path, tmp_path: Path) -> None:
-    """The reason of mlm-export comes through, and nothing stays behind."""
+    """The error contains the reason of the export, and nothing is left in the cache."""
     from transformers import AutoModel
 
     AutoModel.from_pretrained(base).save_pretrained(tmp_path / "headless")
@@ -76,7 +76,7 @@ def test_checkpoint_that_cannot_be_exported(base: Path, cache: Path, tmp_path: P
 def test_cache_that_cannot_be_written(
     base: Path, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
 ) -> None:
-    """A checkpoint ends in an error that says how to go on; a plain export runs as it is."""
+    """A checkpoint gives an error that suggests a remedy; a plain export runs as it is."""
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     with pytest.raises(BundleError, match=rf"cannot be written.*{CACHE_VARIABLE}.*mlm-export {base} OUT"):
@@ -87,7 +87,7 @@ def test_cache_that_cannot_be_written(
 
 
 def test_code_of_a_checkpoint_is_not_run(base: Path, tmp_path: Path) -> None:
-    """A checkpoint that brings its own Python is refused, on first use as by mlm-export."""
+    """A checkpoint with its own Python code is rejected, on first use and by mlm-export."""
     folder = Path(shutil.copytree(base, tmp_path / "checkpoint"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     own = {"auto_map": {"AutoConfig": "own.C", "AutoModelForMaskedLM": "own.M"}, "model_type": "own"}

@@ -1,4 +1,4 @@
-"""Models from the Hub: what is downloaded, and what is said where nothing can be."""
+"""Models from the Hub: which files are downloaded, and the errors if they cannot be."""
 
 import json
 import os
@@ -22,7 +22,7 @@ LINE = "A [MASK] film."
 def ask(
     model: str, home: Path, hub: str, *, alone: bool = False, offline: str = "", **options: object
 ) -> tuple[dict[str, Any], str]:
-    """Open a model in a process that has a Hub cache of its own, and fill a mask; return what is told, and stderr."""
+    """Fill a mask in a process with its own Hub cache; return its report and stderr."""
     code = (
         f"import sys\nif {alone}: sys.modules['onnx_ir'] = None\n"
         "import json\nfrom mlm_infer import MaskFiller\nfrom mlm_infer.errors import MlmInferError\n"
@@ -45,7 +45,7 @@ def ask(
 
 @pytest.mark.slow
 def test_bundle_and_plain_export_from_the_hub(exports: dict[str, Path], tmp_path: Path) -> None:
-    """Only what is needed is downloaded, once; then it is there without the Hub."""
+    """Only the required files are downloaded, once; then the model opens offline."""
     home = tmp_path / "home"
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/README.md").write_text("Soon.", encoding="utf-8")
@@ -89,7 +89,7 @@ def test_bundle_and_plain_export_from_the_hub(exports: dict[str, Path], tmp_path
 
 @pytest.mark.slow
 def test_checkpoint_from_the_hub(base: Path, tmp_path: Path) -> None:
-    """Downloaded without what is not needed, exported, and known by its name on the Hub."""
+    """Only the required files are downloaded; the exported bundle has the model's Hub name."""
     folder = tmp_path / "repository"
     shutil.copytree(base, folder)
     (folder / "rust_model.ot").write_bytes(b"another framework's")

@@ -1,4 +1,4 @@
-"""Plain ONNX exports: run as they are, made into a bundle on first use, or refused by name."""
+"""Plain ONNX exports: run as they are, converted on first use, or rejected."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ LINE = "A [MASK] film."
 
 
 def pipeline_of(folder: Path, file: str) -> Any:
-    """The transformers pipeline on an ONNX file, as Optimum runs it."""
+    """The transformers pipeline on an ONNX file, with Optimum."""
     from optimum.onnxruntime import ORTModelForMaskedLM
     from transformers import pipeline
 
@@ -41,7 +41,7 @@ def pipeline_of(folder: Path, file: str) -> Any:
     ],
 )
 def test_plain_export_runs_as_it_is(name: str, file: str, precision: str, exports: dict[str, Path]) -> None:
-    """With the answers of Optimum's own runtime, alone and in a batch of any lengths."""
+    """With the answers of Optimum's runtime, alone and in batches of mixed lengths."""
     pipe = pipeline_of(exports[name], file)
     filler = MaskFiller(exports[name], precision=precision)
     assert (filler.info.precision, filler.info.backend, filler.info.source) == (precision, "onnx", name)
@@ -57,13 +57,13 @@ def test_plain_export_runs_as_it_is(name: str, file: str, precision: str, export
 
 @pytest.fixture(scope="module")
 def bundle(bundles: dict[str, Path]) -> MaskFiller:
-    """The bundle of the real model, made before any test takes the exporting packages away."""
+    """The bundle of the real model, made before a test hides the exporting packages."""
     return MaskFiller(bundles["base"], precision="fp32")
 
 
 @pytest.mark.usefixtures("alone")
 def test_every_method_on_a_plain_export(exports: dict[str, Path], bundle: MaskFiller) -> None:
-    """As a bundle of the same model answers."""
+    """The answers equal those of a bundle of the same model."""
     plain = MaskFiller(exports["base"])
     calls: list[Callable[[MaskFiller], list[float]]] = [
         lambda f: [each.logprob for each in f.rank(LINE, ["good", "very good", "zebra"]).masks[0]],
@@ -90,7 +90,7 @@ def test_every_method_on_a_plain_export(exports: dict[str, Path], bundle: MaskFi
 def test_plain_export_becomes_a_bundle(
     name: str, precision: str, exports: dict[str, Path], cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Once, with the masks' rows alone in the vocabulary head, the same answers, and its steps on stderr."""
+    """Once, with row selection and the same answers; the steps are printed on stderr."""
     filler = MaskFiller(exports[name], precision=precision)
     assert "building the serving graph ..." in capfd.readouterr().err
     assert filler.info.path.parent == cache
@@ -120,13 +120,13 @@ def test_plain_export_becomes_a_bundle(
 
 
 def edit(file: Path, **values: object) -> None:
-    """Change settings; None takes one away."""
+    """Change settings; None removes one."""
     found = json.loads(file.read_text(encoding="utf-8")) | values
     file.write_text(json.dumps({name: each for name, each in found.items() if each is not None}), encoding="utf-8")
 
 
 def rename_output(folder: Path) -> None:
-    """Make an encoder of it, by name."""
+    """Rename the output, as in an encoder without a head."""
     model = onnx.load(folder / "model.onnx")
     name = model.graph.output[0].name = "last_hidden_state"
     model.graph.node[-1].output[0] = name
@@ -134,14 +134,14 @@ def rename_output(folder: Path) -> None:
 
 
 def rename_input(folder: Path) -> None:
-    """Let it take what a text does not give."""
+    """Rename an input to one that cannot be computed from text."""
     model = onnx.load(folder / "model.onnx")
     model.graph.input.append(onnx.helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, ["batch"]))
     onnx.save(model, folder / "model.onnx")
 
 
 def fix_shape(folder: Path) -> None:
-    """Freeze the batch."""
+    """Fix the batch size."""
     model = onnx.load(folder / "model.onnx")
     for each in model.graph.input:
         each.type.tensor_type.shape.dim[0].dim_value = 1
@@ -149,13 +149,13 @@ def fix_shape(folder: Path) -> None:
 
 
 def outside(folder: Path) -> None:
-    """Put the weights where they must not be."""
+    """Move the weights to a place that is not allowed."""
     model = onnx.load(folder / "model.onnx")
     onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
 
 
 def no_mask(folder: Path) -> None:
-    """Take the mask from the settings."""
+    """Remove the mask token from the settings."""
     edit(folder / "tokenizer_config.json", mask_token=None)
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
 
@@ -182,7 +182,7 @@ def no_mask(folder: Path) -> None:
 def test_damaged_plain_export(
     damage: Callable[[Path], object], error: type[Exception], message: str, copy: Path
 ) -> None:
-    """One line each, which names the file or the value."""
+    """A one-line error that names the file or the value."""
     damage(copy)
     with pytest.raises(error, match=message) as caught:
         MaskFiller(copy).fill(LINE)
@@ -190,7 +190,7 @@ def test_damaged_plain_export(
 
 
 def test_export_reads_no_foreign_file(copy: Path, tmp_path: Path) -> None:
-    """A graph that asks for what is not its own is refused by mlm-export as well."""
+    """mlm-export rejects a graph that refers to a file other than its weights."""
     outside(copy)
     command = ["mlm-export", str(copy / "model.onnx"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -200,7 +200,7 @@ def test_export_reads_no_foreign_file(copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_limits_of_a_plain_export(copy: Path) -> None:
-    """The smallest that the settings name counts, a nonsense one does not; a wrong precision names those there."""
+    """The smallest valid length limit counts; the error for a missing precision lists the existing ones."""
     edit(copy / "tokenizer_config.json", model_max_length=1000000000000000019884624838656)
     assert MaskFiller(copy).info.max_length == 512
     edit(copy / "tokenizer_config.json", model_max_length=40)

@@ -1,1 +1,1 @@
-"""The repository itself: its structure, wheel and documents."""
+"""The repository: structure, wheel and documents."""

@@ -1,4 +1,4 @@
-"""docs/faults.md and docs/devices.md are what their commands print."""
+"""docs/faults.md and docs/devices.md match the output of their commands."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ DOCUMENT = ROOT / "docs/faults.md"
 @pytest.mark.slow
 @sizes("groups", short=("Bundles", "Texts and options"), full=("Export", "Training", "Third-party models"))
 def test_document_is_what_users_see(groups: tuple[str, ...]) -> None:
-    """Every fault is provoked again. What needs the right to mount, or a CPU's onnxruntime, is left out without."""
+    """Every fault is provoked again, except those that this machine cannot produce."""
     from faults import tables
 
     written = DOCUMENT.read_text(encoding="utf-8")
@@ -26,14 +26,14 @@ def test_document_is_what_users_see(groups: tuple[str, ...]) -> None:
 
 
 def elsewhere() -> tuple[str, ...]:
-    """Return how the lines begin that say something else on a machine like this."""
+    """Return the beginnings of lines that may differ on a machine like this."""
     lines = ["| CUDA, "] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else []
     return (*lines, *(["| a full disk |", "| a read-only folder |"] if os.geteuid() else []))
 
 
 @pytest.mark.skipif(has_driver(), reason="the table is that of a machine without an NVIDIA driver")
 def test_device_table_is_true_of_this_installation(tmp_path: Path) -> None:
-    """The rows of the extras that the tests run under, and their messages; `make gpu-wheel` holds the others."""
+    """The rows for the extras installed here, and their messages; `make gpu-wheel` checks the others."""
     bundle, messages = make_bundle(tmp_path), Messages()
     shown = list(rows("`[cpu,torchscript]`", probe(sys.executable, bundle), messages, bundle))
     document = (DOCUMENT.parent / "devices.md").read_text(encoding="utf-8").splitlines()
@@ -43,7 +43,7 @@ def test_device_table_is_true_of_this_installation(tmp_path: Path) -> None:
 
 
 def test_document_has_every_fault() -> None:
-    """No more and no fewer than are provoked."""
+    """It has exactly the faults that the tool provokes."""
     from faults import GROUPS
 
     rows = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]

@@ -1,4 +1,4 @@
-"""onnxruntime-gpu where there is no GPU, in an environment of its own: `make gpu-wheel`."""
+"""onnxruntime-gpu on a machine without a GPU, in its own environment: `make gpu-wheel`."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def fill(
 
 
 def test_no_driver(python: Path, bundles: dict[str, Path]) -> None:
-    """`auto` is the CPU and one line; `cuda` is one line and status 1."""
+    """`auto` runs on the CPU with a one-line warning; `cuda` gives a one-line error and status 1."""
     done = fill(python, bundles["bert"], "auto")
     assert done.returncode == 0
     assert done.stdout.startswith('{"text"')
@@ -52,14 +52,14 @@ def test_no_driver(python: Path, bundles: dict[str, Path]) -> None:
 
 
 def test_the_shipped_model_needs_no_gpu(python: Path) -> None:
-    """int8 alone: nothing to try on CUDA, so nothing to say."""
+    """For a bundle with int8 only, CUDA is not tried, so there is no warning."""
     command = [str(python.with_name("mlm-fill")), "A [MASK] film.", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_libraries(python: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
-    """A driver without CUDA's libraries; any library will do for the driver, since nothing gets as far as to ask it."""
+    """A driver without CUDA's libraries; any library can stand in for the driver, which is never called."""
     found = false_driver(tmp_path)
     done = fill(python, bundles["bert"], "cuda", found)
     assert done.returncode == 1
@@ -71,7 +71,7 @@ def test_no_libraries(python: Path, bundles: dict[str, Path], tmp_path: Path) ->
 
 
 def test_both_wheels(python: Path, bundles: dict[str, Path]) -> None:
-    """The last one installed wins; the error says that both are there and what to do."""
+    """The wheel installed last is active; the error says that both are installed, and what to do."""
     install(python, "onnxruntime")
     done = fill(python, bundles["bert"], "cuda")
     assert done.returncode == 1
@@ -81,7 +81,7 @@ def test_both_wheels(python: Path, bundles: dict[str, Path]) -> None:
 
 
 def test_device_table() -> None:
-    """docs/devices.md is what its command prints."""
+    """docs/devices.md matches the output of its command."""
     if has_driver():
         pytest.skip("this machine has an NVIDIA driver, and would print another table")
     command = [sys.executable, str(ROOT / "tools/devices.py")]

@@ -1,4 +1,4 @@
-"""Every block of the README runs as it stands, in one folder, one after the other."""
+"""Every code block of the README runs, in one folder, in order."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def folder(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.mark.slow
 def test_readme_runs(folder: Path) -> None:
-    """Bash and python blocks in order; console blocks are installation and make, which .ci/run covers."""
+    """Bash and Python blocks in order; console blocks contain installation and make, which .ci/run covers."""
     ran = []
     for language, code in BLOCKS:
         if language == "console":
@@ -42,7 +42,7 @@ def test_readme_runs(folder: Path) -> None:
 
 
 def test_blocks_of_the_guide_run(tmp_path: Path) -> None:
-    """The python blocks of the guide, each on its own."""
+    """The Python blocks of the guide, each on its own."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.M | re.S)
     assert blocks
     for code in blocks:
@@ -52,7 +52,7 @@ def test_blocks_of_the_guide_run(tmp_path: Path) -> None:
 
 
 def test_readme_names_what_exists() -> None:
-    """Links point at files, make targets exist."""
+    """Linked files and make targets exist."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / link).exists(), link
@@ -62,7 +62,7 @@ def test_readme_names_what_exists() -> None:
 
 
 def test_readme_has_the_newest_figures() -> None:
-    """The table of speeds is what the tool makes from the results in the repository."""
+    """The table matches the output of the tool for the newest results."""
     from readme_benchmarks import updated
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")

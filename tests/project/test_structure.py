@@ -1,4 +1,4 @@
-"""What must always hold: light imports, one direction between packages, the wheel's contents, quick --help."""
+"""Structural rules: light imports, import directions, the wheel's contents, quick --help, sizes, documents."""
 
 import ast
 import json
@@ -31,14 +31,14 @@ HEAVY = {
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after running some code."""
+    """Return the top-level modules that are loaded in a fresh interpreter after some code."""
     script = f"{code}\nimport sys, json; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_filling_a_mask_loads_nothing_heavy() -> None:
-    """numpy, tokenizers and onnxruntime are all there is."""
+    """Only numpy, tokenizers and onnxruntime."""
     loaded = loaded_by("from mlm_infer import MaskFiller; MaskFiller()('A [MASK] film.')")
     assert {"numpy", "tokenizers", "onnxruntime"} <= loaded
     assert not loaded & HEAVY
@@ -48,7 +48,7 @@ def test_filling_a_mask_loads_nothing_heavy() -> None:
 
 
 def test_import_alone_loads_nothing() -> None:
-    """`import mlm_infer` does no work, not even numpy's."""
+    """`import mlm_infer` imports no third-party package."""
     assert not loaded_by("import mlm_infer") & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
 
 
@@ -57,7 +57,7 @@ def test_import_alone_loads_nothing() -> None:
     ["mlm_infer.cli.fill_command", "mlm_infer.training.cli", "mlm_infer.export.cli", "mlm_infer.benchmarks.cli"],
 )
 def test_help_comes_before_heavy_imports(module: str) -> None:
-    """`--help` needs click alone."""
+    """`--help` imports click only."""
     loaded = loaded_by(f"import runpy, sys\nfrom {module} import main\ntry: main(['--help'])\nexcept SystemExit: pass")
     assert not loaded & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
 
@@ -79,7 +79,7 @@ ROOMS = (
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield what a file imports, as written, and how many dots stand before it."""
+    """Yield the modules that a file imports, as written, with the number of leading dots."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, 0) for alias in node.names)
@@ -88,7 +88,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_imports_go_one_way() -> None:
-    """training, export and benchmarks import mlm_infer; it imports none of them, nor they each other."""
+    """training, export and benchmarks import mlm_infer, which imports none of them; nor do they each other."""
     for folder in ("mlm_infer", *PARTS):
         for path in (ROOT / folder).rglob("*.py"):
             for name, level in imports(path):
@@ -102,7 +102,7 @@ def test_imports_go_one_way() -> None:
 
 
 def run_time_imports() -> Iterator[tuple[Path, str]]:
-    """Yield each import within the run time: the file, and the module without `mlm_infer.`."""
+    """Yield each import within the run time: the file, and the imported module without `mlm_infer.`."""
     home = ROOT / "mlm_infer"
     for path in home.rglob("*.py"):
         here = path.relative_to(home).parts[:-1]
@@ -114,7 +114,7 @@ def run_time_imports() -> Iterator[tuple[Path, str]]:
 
 
 def test_rooms_of_the_run_time_lie_in_floors() -> None:
-    """No arrow goes upwards or sideways, so there is no circle between rooms, and every module has its room."""
+    """Each folder imports only from layers below its own, and every module is in the list."""
     floors = {name: floor for floor, names in enumerate(ROOMS) for name in names}
     home = ROOT / "mlm_infer"
     held = {path.relative_to(home).parts[0].removesuffix(".py") for path in home.rglob("*.py")} - {"__init__"}
@@ -126,7 +126,7 @@ def test_rooms_of_the_run_time_lie_in_floors() -> None:
 
 
 def test_no_circles_within_a_room() -> None:
-    """Modules of a room can be read one after the other."""
+    """No import cycles between modules of a folder."""
     home = ROOT / "mlm_infer"
     needs: dict[str, set[str]] = {}
     for path, name in run_time_imports():
@@ -137,7 +137,7 @@ def test_no_circles_within_a_room() -> None:
 
 
 def test_rooms_are_small_and_packaged() -> None:
-    """At most a dozen modules a room; setuptools would leave out, without a word, one that setup.cfg does not list."""
+    """At most 12 modules per folder, and setup.cfg lists each folder, which setuptools would omit silently."""
     settings = ConfigParser()
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     listed = set(settings["options"]["packages"].split())
@@ -149,7 +149,7 @@ def test_rooms_are_small_and_packaged() -> None:
 
 
 def test_mapped_folders_are_flat() -> None:
-    """A sub-folder would be left out of the wheel without a warning."""
+    """A sub-package would be omitted from the wheel silently."""
     for folder in PARTS:
         inner = [path.name for path in (ROOT / folder).iterdir() if path.is_dir() and any(path.glob("*.py"))]
         assert inner == []
@@ -157,7 +157,7 @@ def test_mapped_folders_are_flat() -> None:
 
 @pytest.mark.slow
 def test_wheel_holds_every_module_and_resource(tmp_path: Path) -> None:
-    """What git has of the four packages is what the wheel has."""
+    """The wheel contains what git tracks of the four packages."""
     command: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
     # setuptools would take modules that are gone from what it built before.
     shutil.rmtree(ROOT / "build", ignore_errors=True)
@@ -180,7 +180,7 @@ def modules_of_tests() -> Iterator[tuple[str, Path]]:
 
 
 def test_no_test_module_imports_another() -> None:
-    """What two of them need lies in tests/helpers, or beside them in a file that holds no tests."""
+    """Shared code is in tests/helpers, or in a file without tests in the same folder."""
     tests = {name for name, path in modules_of_tests() if path.name.startswith("test_")}
     assert len(tests) > 40
     for here, path in modules_of_tests():
@@ -197,7 +197,7 @@ def test_no_test_module_imports_another() -> None:
 
 
 def test_rooms_of_the_tests_are_small_and_say_what_is_tested() -> None:
-    """A line in each, at most a dozen files, and none longer than one reads in a sitting."""
+    """Each folder has a one-line description and at most 12 files of under 350 lines."""
     rooms = {path.parent for _, path in modules_of_tests()}
     for room in rooms:
         document = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
@@ -242,7 +242,7 @@ def test_the_source_tree_of_contributing_names_every_module() -> None:
 
 
 def test_files_of_tests_that_are_named_exist() -> None:
-    """In documents, comments and the Makefile."""
+    """Test files that documents, comments or the Makefile name exist."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     named = {
         (file, test)
@@ -256,7 +256,7 @@ def test_files_of_tests_that_are_named_exist() -> None:
 
 
 def test_security_document_names_tests_that_exist() -> None:
-    """A promise without its test would be words."""
+    """Every guarantee of docs/security.md names an existing test."""
     document = (ROOT / "docs/security.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(test_\w+))?`", document)
     assert len(named) > 40

@@ -1,1 +1,1 @@
-"""Backends and processors: each gives the same answers."""
+"""Backends and processors: all give the same answers."""

@@ -1,4 +1,4 @@
-"""Bound runs, as CUDA has them, on the CPU: the same answers as plain runs, whatever the shapes and threads."""
+"""I/O binding, which CUDA uses, on the CPU: the answers of plain runs for all shapes and threads."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ OUTPUTS = ("top_ids", "top_logprobs", "candidate_logprobs", "logits", "log_norma
 
 @pytest.fixture(scope="module")
 def session(bundles: dict[str, Path]) -> onnxruntime.InferenceSession:
-    """A model of the bundle, opened by ONNX Runtime itself."""
+    """A model of the bundle, opened with ONNX Runtime directly."""
     return onnxruntime.InferenceSession(bundles["bert"] / "model.fp32.onnx", providers=["CPUExecutionProvider"])
 
 
@@ -38,7 +38,7 @@ def some_feeds(bundle: Path, batch: int, length: int, top_k: int, seed: int) -> 
 
 
 def test_same_as_plain_runs(session: onnxruntime.InferenceSession, bundles: dict[str, Path]) -> None:
-    """Every output of every shape, and none is overwritten by the runs after it."""
+    """Every output for every shape, and later runs do not overwrite it."""
     bound = BoundRuns(session, "cpu")
     kept = []
     for seed in range(60):
@@ -51,7 +51,7 @@ def test_same_as_plain_runs(session: onnxruntime.InferenceSession, bundles: dict
 
 
 def test_only_what_is_asked_for(session: onnxruntime.InferenceSession, bundles: dict[str, Path]) -> None:
-    """In the order asked for."""
+    """Outputs in the requested order."""
     given = some_feeds(bundles["bert"], 2, 9, 5, 1)
     logprobs, ids = BoundRuns(session, "cpu").run(["top_logprobs", "top_ids"], given)
     np.testing.assert_array_equal(ids, session.run(["top_ids"], given)[0])
@@ -61,7 +61,7 @@ def test_only_what_is_asked_for(session: onnxruntime.InferenceSession, bundles: 
 def test_buffers_are_kept_and_bounded(
     session: onnxruntime.InferenceSession, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shape that comes again finds its buffers; many shapes, and large ones, do not fill the memory."""
+    """A repeated shape reuses its buffers; many or large shapes do not exhaust memory."""
     bound = BoundRuns(session, "cpu")
     given = some_feeds(bundles["bert"], 2, 9, 5, 1)
     bound.run(["top_ids"], given)
@@ -79,7 +79,7 @@ def test_buffers_are_kept_and_bounded(
 
 
 def test_threads_share_no_binding(session: onnxruntime.InferenceSession, bundles: dict[str, Path]) -> None:
-    """Sixteen threads at once, each with its own binding, get what one gets."""
+    """Sixteen threads, each with its own binding, get the answers of one."""
     bound = BoundRuns(session, "cpu")
     many = [some_feeds(bundles["bert"], 1 + seed % 3, 3 + seed % 7, 5, seed) for seed in range(160)]
     expected = [session.run(OUTPUTS, given) for given in many]

@@ -1,4 +1,4 @@
-"""What is read of the processor and of a container's quota."""
+"""Detection of the processor type and of a container's CPU quota."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from mlm_infer.runtime.cpu import _CPUID, _cgroup_quota, _cpuid_flags, cpu_flags
 
 
 def test_a_process_takes_no_more_cores_than_it_may() -> None:
-    """Bound to one of them, it has one, however many the machine has."""
+    """A process bound to one core uses one, regardless of the machine."""
     code = (
         "import os; from mlm_infer.runtime.cpu import available_cpus\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(available_cpus())"
@@ -21,12 +21,12 @@ def test_a_process_takes_no_more_cores_than_it_may() -> None:
 
 @pytest.mark.skipif(_cpuid_flags() is None, reason="glibc tells the flags of x86 processors only")
 def test_glibc_and_linux_tell_the_same_flags() -> None:
-    """The kind of a processor is read from glibc; where no emulator hides it, /proc/cpuinfo shows the same."""
+    """Flags from glibc match /proc/cpuinfo where there is no emulator."""
     assert _cpuid_flags() == cpu_flags() & _CPUID.keys()
 
 
 def test_container_quota(tmp_path: Path) -> None:
-    """A control group's quota in cores, version 2 and 1, its own and those above it, and none."""
+    """The CPU quota of a control group, version 2 and 1, of the group itself and its ancestors; and none."""
     membership = tmp_path / "membership"
     assert _cgroup_quota(tmp_path, membership) is None
     (tmp_path / "cpu/user/job").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The same int8 file on every kind of processor, in user-mode emulation: `make test-cpus`."""
+"""The same int8 file on every type of processor, in user-mode emulation: `make test-cpus`."""
 
 import json
 import os
@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.cpus, pytest.mark.timeout(900)]
 
 
 def answers(bundle: Path, machine: Machine | None, precision: str = "int8") -> dict[str, Any]:
-    """What the program prints on a processor, or on this one, and its messages."""
+    """Return the output of the program on a processor, or on this one, and its messages."""
     command = machine.command if machine is not None else (sys.executable,)
     if shutil.which(command[0]) is None or (machine is not None and machine.kind == "arm64" and not ARM64.exists()):
         pytest.fail(f"{command[0]} or {ARM64} is missing; set both up with: make test-cpus")
@@ -69,19 +69,19 @@ def answers(bundle: Path, machine: Machine | None, precision: str = "int8") -> d
 
 @pytest.fixture(scope="module", params=["exported", "shipped"])
 def bundle(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Path:
-    """A bundle that was exported on this processor, and the one in the wheel."""
+    """A bundle exported on this processor, and the one in the wheel."""
     return bundles["base"] if request.param == "exported" else SHIPPED
 
 
 @pytest.fixture(scope="module")
 def here(bundle: Path) -> dict[str, Any]:
-    """The answers of this processor."""
+    """The answers on this processor."""
     return answers(bundle, None)
 
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_int8_answers_are_the_same(name: str, bundle: Path, here: dict[str, Any]) -> None:
-    """Known answers come out, and others as here: the integers are the same, and floats differ in their last digits."""
+    """Known answers are reproduced, and others equal those here up to fp32 rounding."""
     machine = MACHINES[name]
     there = answers(bundle, machine)
     assert there["cpu"] == machine.kind
@@ -97,7 +97,7 @@ def test_int8_answers_are_the_same(name: str, bundle: Path, here: dict[str, Any]
 
 
 def test_8_bits_of_an_older_version(bundles: dict[str, Path], tmp_path: Path) -> None:
-    """A file that overflows on this kind of processor gives way to fp32, said once; alone it runs with a warning."""
+    """An int8 file that overflows here is replaced by fp32 with one message; alone it runs with a warning."""
     old = Path(shutil.copytree(bundles["base"], tmp_path / "old"))
     path = old / "mlm_infer.json"
     values = json.loads(path.read_text())

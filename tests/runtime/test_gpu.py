@@ -1,4 +1,4 @@
-"""On a GPU: the answers of the CPU. Skipped where there is none."""
+"""On a GPU: the answers of the CPU. Skipped on machines without one."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ CASES = [
 def test_same_answers_as_the_cpu(
     name: str, backend: str, precision: str, tolerance: float, torch_bundles: dict[str, Path]
 ) -> None:
-    """Log-probabilities of given words, alone, in padded batches, and from many threads at once."""
+    """Log-probabilities of given words, alone, in padded batches, and from many threads."""
     cpu = MaskFiller(torch_bundles[name], device="cpu", precision="fp32")
     cuda = MaskFiller(torch_bundles[name], device="cuda", precision=precision, backend=backend)
     assert "cuda" in cuda.info.provider.lower()
@@ -54,7 +54,7 @@ def test_same_answers_as_the_cpu(
 @pytest.mark.gpu
 @ON_CUDA["onnx"]
 def test_choices(torch_bundles: dict[str, Path]) -> None:
-    """`auto` takes the GPU and fp16; a GPU that is not there is an error."""
+    """`auto` selects the GPU and fp16; a GPU number that does not exist is an error."""
     info = MaskFiller(torch_bundles["bert"]).info
     assert (info.provider, info.precision) == ("CUDAExecutionProvider", "fp16")
     with pytest.raises(DeviceError, match="cuda:99"):
@@ -64,7 +64,7 @@ def test_choices(torch_bundles: dict[str, Path]) -> None:
 @pytest.mark.gpu
 @ON_CUDA["onnx"]
 def test_benchmark_on_cuda(base: Path, tmp_path: Path) -> None:
-    """Every engine that runs on a GPU is measured there and agrees with the pipeline."""
+    """Every engine that runs on a GPU is measured and agrees with the pipeline."""
     output = tmp_path / "found.json"
     command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", "--device", "cuda", "--shape", str(base)]
     command += ["--trained", str(base), "--singles", "2", "--sentences", "64"]

@@ -1,4 +1,4 @@
-"""The TorchScript backend: any shape of batch, PyTorch's answers, torch alone, and every wrong use."""
+"""The TorchScript backend: all batch shapes, PyTorch's answers, torch as the only dependency, wrong use."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ FILE = "model.torchscript.pt"
 
 
 def shapes(longest: int) -> list[list[int]]:
-    """Lengths of the texts of each batch: 1 to 9 texts, 3 tokens to the longest, alike and padded."""
+    """Text lengths of each batch: 1 to 9 texts, from 3 tokens to the maximum, equal and padded."""
     random = np.random.default_rng(0)
     alike = [[length] * batch for batch in (1, 2, 9) for length in (3, 4, 16, 17, longest)]
     padded = [random.integers(3, longest + 1, batch).tolist() for batch in range(2, 10) for _ in range(3)]
@@ -39,7 +39,7 @@ def shapes(longest: int) -> list[list[int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shape(name: str, checkpoints: dict[str, Path], torch_bundles: dict[str, Path]) -> None:
-    """Each output is PyTorch's for batches that the trace never saw, with one to eight masks a text."""
+    """Every output equals PyTorch's for batch shapes that were not traced, with one to eight masks per text."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
     model = Checkpoint(str(checkpoints[name]))
     script = TorchScript(torch_bundles[name] / FILE, kind="cpu")
@@ -78,7 +78,7 @@ def fewer_masks(batch: Batch, most: int, mask_id: int) -> Batch:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_answers_as_onnx(name: str, torch_bundles: dict[str, Path]) -> None:
-    """A filler does not show which backend it has, with targets and without."""
+    """Both backends give the same answers, with and without targets."""
     exact, script = (
         MaskFiller(torch_bundles[name], precision="fp32", backend=each) for each in ("onnx", "torchscript")
     )
@@ -101,7 +101,7 @@ def test_same_answers_as_onnx(name: str, torch_bundles: dict[str, Path]) -> None
 
 
 def test_parity_is_in_the_manifest(torch_bundles: dict[str, Path]) -> None:
-    """The same cases as for ONNX, within the same tolerance; the file's hash beside the others."""
+    """The same cases and tolerance as for ONNX; the file's hash is recorded."""
     manifest = read_manifest(torch_bundles["base"])
     cases = [case for case in manifest.parity["cases"] if case["precision"] == "torchscript"]
     assert len(cases) == 6
@@ -112,14 +112,14 @@ def test_parity_is_in_the_manifest(torch_bundles: dict[str, Path]) -> None:
 
 
 def test_trace_is_bound_to_no_device(torch_bundles: dict[str, Path]) -> None:
-    """What the model creates as it runs follows its input, so that the file serves on CUDA as well."""
+    """Tensors that the model creates are on the device of its input, so the file works on CUDA."""
     graph = TorchScript(torch_bundles["distilbert"] / FILE, kind="cpu")._module.inlined_graph
     assert not [each for each in graph.findAllNodes("prim::Constant") if each.output().type().kind() == "DeviceObjType"]
     assert graph.findAllNodes("prim::device")
 
 
 def run_without(missing: list[str], bundle: Path) -> subprocess.CompletedProcess[str]:
-    """Fill a mask with TorchScript in an interpreter that cannot import some packages."""
+    """Fill a mask with TorchScript in an interpreter without some packages."""
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({missing}))
@@ -131,7 +131,7 @@ assert not [name for name in {missing} if sys.modules[name] is not None]
 
 
 def test_torch_alone(torch_bundles: dict[str, Path]) -> None:
-    """Neither transformers nor ONNX Runtime is needed; without torch, the pip command is given."""
+    """Neither transformers nor ONNX Runtime is needed; without torch, the error has the pip command."""
     done = run_without(["transformers", "onnxruntime", "optimum", "onnx"], torch_bundles["bert"])
     expected = MaskFiller(torch_bundles["bert"]).fill("A [MASK] film.").masks[0].predictions[0].text
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
@@ -141,7 +141,7 @@ def test_torch_alone(torch_bundles: dict[str, Path]) -> None:
 
 
 def test_threads(torch_bundles: dict[str, Path]) -> None:
-    """`threads` is torch's own number, left alone by default; sixteen threads give what one gives."""
+    """`threads` sets torch's number, which is unchanged by default; sixteen threads give the answers of one."""
     before = torch.get_num_threads()
     try:
         MaskFiller(torch_bundles["bert"], backend="torchscript")
@@ -159,7 +159,7 @@ def test_threads(torch_bundles: dict[str, Path]) -> None:
 def test_choice_of_backend(
     tiny: dict[str, Path], bundles: dict[str, Path], torch_bundles: dict[str, Path], tmp_path: Path
 ) -> None:
-    """`auto` is ONNX Runtime where there is a model for it; what is not there says how to make it."""
+    """`auto` selects ONNX Runtime; the error for a missing model says how to make it."""
     assert MaskFiller(torch_bundles["bert"]).info.backend == "onnx"
     with pytest.raises(InputError, match="mlm-export bert OUT --format torchscript"):
         MaskFiller(bundles["bert"], backend="torchscript")
@@ -178,7 +178,7 @@ def test_choice_of_backend(
 
 
 def test_cuda_that_is_not_there(torch_bundles: dict[str, Path]) -> None:
-    """Never a silent fallback; `auto` takes the CPU."""
+    """CUDA never falls back to the CPU silently; `auto` selects the CPU."""
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     assert MaskFiller(torch_bundles["bert"], backend="torchscript").info.provider == "TorchScript cpu"
@@ -187,7 +187,7 @@ def test_cuda_that_is_not_there(torch_bundles: dict[str, Path]) -> None:
 
 
 def test_damaged_file(torch_bundles: dict[str, Path], tmp_path: Path) -> None:
-    """A changed file is refused by its hash, before torch sees it; one that is no TorchScript, by torch."""
+    """A changed file is rejected by its hash before torch reads it; an invalid one by torch."""
     bundle = Path(shutil.copytree(torch_bundles["bert"], tmp_path / "bundle"))
     path = bundle / FILE
     data = bytearray(path.read_bytes())
@@ -204,7 +204,7 @@ def test_damaged_file(torch_bundles: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_closed(torch_bundles: dict[str, Path]) -> None:
-    """A closed filler says so."""
+    """A closed filler raises an error that says so."""
     with MaskFiller(torch_bundles["bert"], backend="torchscript") as filler:
         filler.fill("A [MASK].")
     with pytest.raises(InputError, match="closed"):
@@ -213,14 +213,14 @@ def test_closed(torch_bundles: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("difference", [1e-3, float("nan")])
 def test_a_trace_that_differs_is_refused(difference: float) -> None:
-    """TorchScript is held to fp64 as fp32 is: it may be some times as far off as PyTorch itself, and no more."""
+    """TorchScript may deviate from fp64 by a multiple of PyTorch's own fp32 error, as fp32 may."""
     case = ParityCase("torchscript", "1 x 8", 2, difference, 0.0, 1.0, 1.0, 5.0, 5.0)
     with pytest.raises(ExportError, match=r"torchscript model differs too much .* on 1 x 8: .* 1\.0e-06"):
         check_case(case, Budget(), {"fp16"}, lambda: ((difference, 0.0), (1e-6, 0.0)))
 
 
 def test_a_trace_whose_unlikely_tokens_differ_is_refused() -> None:
-    """A log-probability may be far off where a probability is not, and is held to fp64 as well."""
+    """Log-probabilities are compared too, which differ for improbable tokens first."""
     case = ParityCase("torchscript", "1 x 8", 2, 1e-6, 0.05, 1.0, 1.0, 5.0, 5.0)
     with pytest.raises(ExportError, match=r"log-probabilities of that are 1\.0e-05 off .* this one's 5\.0e-02"):
         check_case(case, Budget(), {"fp16"}, lambda: ((1e-6, 0.05), (1e-7, 1e-5)))
@@ -228,7 +228,7 @@ def test_a_trace_whose_unlikely_tokens_differ_is_refused() -> None:
 
 
 def test_model_that_cannot_be_traced(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line with torch's reason, and no bundle."""
+    """A one-line error with torch's reason, and no bundle."""
     from transformers import BertForMaskedLM
 
     def no_tensor(*_args: object, **_kwargs: object) -> object:
@@ -245,7 +245,7 @@ def test_model_that_cannot_be_traced(tiny: dict[str, Path], tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_command(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """`--format torchscript` alone writes no ONNX; int8 with it needs both formats."""
+    """`--format torchscript` alone writes no ONNX; with int8, both formats are required."""
     command: list[str | Path] = ["mlm-export", tiny["roberta"], tmp_path / "out", "--format", "torchscript"]
     wrong = subprocess.run([*command, "--quantize"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stderr) == (
@@ -271,7 +271,7 @@ def test_command(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_a_forked_child_answers_and_ends(torch_bundles: dict[str, Path]) -> None:
-    """The threads of torch stay with the parent: the child computes on one of its own."""
+    """Threads of torch do not survive a fork: the child computes on one thread."""
     inside = "assert filler.fill('A [MASK] film.') == before; filler.fill_batch(texts); filler.close()"
     code = FORK.format(before=ANSWERED, inside=inside).replace(
         "MaskFiller()", f"MaskFiller({str(torch_bundles['bert'])!r}, backend='torchscript', threads=2)"

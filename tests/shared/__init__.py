@@ -1,1 +1,1 @@
-"""What the commands have in common: output folders, samples, errors in one line."""
+"""Shared code of the commands: output folders, samples, one-line errors."""

@@ -1,4 +1,4 @@
-"""What is made of the errors of other libraries, and the error of one text among many."""
+"""Messages made from the errors of other libraries, and errors of one text of many."""
 
 import pickle
 
@@ -18,12 +18,12 @@ from mlm_infer.errors import first_line
     ],
 )
 def test_first_line(error: Exception, line: str) -> None:
-    """An error that says nothing has its kind for a line."""
+    """An error without a message gives the name of its class."""
     assert first_line(error) == line
 
 
 def test_a_text_error_says_which_text_and_can_be_renamed_and_pickled() -> None:
-    """Whoever reads texts from a file knows them by another name than their number in a call."""
+    """A reader of files can replace the number of a text by its place in the file."""
     with pytest.raises(TextError, match=r"^text 1 of 2 has no mask") as caught:
         MaskFiller().fill_batch(["A [MASK].", "None\nhere."])
     error = caught.value

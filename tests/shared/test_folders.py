@@ -1,4 +1,4 @@
-"""`--force` replaces what this package wrote, and never what it reads or what somebody put there."""
+"""`--force` replaces files that this package wrote, and never inputs or a user's files."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.helpers.outputs import RELATIONS, bundle, contents
 
 
 def write(kind: str, source: str, target: str) -> None:
-    """Export or train with what `--force` sets."""
+    """Export or train with `--force`."""
     if kind == "export":
         export_bundle(source, target, overwrite=True)
     elif Path(source).is_file():
@@ -28,7 +28,7 @@ def write(kind: str, source: str, target: str) -> None:
 def test_force_loses_nothing(
     relation: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checked before anything is read or written, and again at the end: one line, and every byte is there."""
+    """Checked before anything is read or written, and at the end: a one-line error, and no file is lost."""
     prepare, source, target = RELATIONS[relation]
     shutil.copytree(tiny["bert"], tmp_path / "deep/ck")
     prepare(tmp_path)
@@ -46,7 +46,7 @@ def test_force_loses_nothing(
 
 
 def test_a_bundle_in_what_is_read_is_kept(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """It may belong to it; elsewhere it is replaced."""
+    """A bundle inside an input may belong to it; elsewhere it is replaced."""
     checkpoint = shutil.copytree(tiny["bert"], tmp_path / "ck")
     bundle(checkpoint)
     with pytest.raises(OutputExistsError, match="lie in one another"):
@@ -56,7 +56,7 @@ def test_a_bundle_in_what_is_read_is_kept(tiny: dict[str, Path], tmp_path: Path)
 
 
 def test_a_bundle_that_a_kill_left_half_removed_goes_with_the_next(tmp_path: Path) -> None:
-    """Its manifest is removed last, and tells that the rest was a bundle's."""
+    """The manifest is removed last and identifies the remaining files."""
     bundle(tmp_path)
     (tmp_path / "bundle").rename(tmp_path / ".out.replaced")
     (tmp_path / ".out.replaced/tokenizer.json").unlink()
@@ -69,7 +69,7 @@ def test_a_bundle_that_a_kill_left_half_removed_goes_with_the_next(tmp_path: Pat
 def test_names_that_are_written_to_first(
     name: str, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody's folder of such a name is refused, or let alone."""
+    """A user's folder with the name of a temporary one is rejected or not touched."""
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.tex").write_text("thesis")
     os.utime(tmp_path / name, (0, 0))
@@ -84,7 +84,7 @@ def test_names_that_are_written_to_first(
 
 
 def test_a_checkpoint_in_the_work_folder_is_not_trained_from(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """A run would clear it before it is read."""
+    """The run would clear the folder before reading the checkpoint."""
     inner = shutil.copytree(tiny["bert"], tmp_path / ".out.training/checkpoint-3")
     (tmp_path / ".out.training/training_report.json").touch()
     before = contents(tmp_path)
@@ -94,7 +94,7 @@ def test_a_checkpoint_in_the_work_folder_is_not_trained_from(tiny: dict[str, Pat
 
 
 def test_a_training_is_replaced_and_what_was_added_to_it_kept(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """The report names the files that are its own."""
+    """The report lists the files that belong to the training."""
     config = TrainConfig(
         model=str(tiny["bert"]),
         output=tmp_path / "out",

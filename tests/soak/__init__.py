@@ -1,1 +1,1 @@
-"""Long runs and faults: `make soak` runs them in full, the test suite a few seconds of each."""
+"""Long tests: `make soak` runs them in full, the test suite for a few seconds each."""

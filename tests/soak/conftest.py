@@ -1,4 +1,4 @@
-"""The short forms of the soak are no quick tests."""
+"""Marks of the soak tests."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them as slow."""
+    """Mark their short forms as slow."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)

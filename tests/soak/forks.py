@@ -1,4 +1,4 @@
-"""Fork with a model open, and print what became of the children, as JSON.
+"""Fork with an open model and print how the children ended, as JSON.
 
 python -m tests.soak.forks fill,close 4 7
 
@@ -30,7 +30,7 @@ STEPS: dict[str, Callable[[MaskFiller], object]] = {
 
 
 def child_of(filler: MaskFiller, steps: list[str], expected: object) -> int:
-    """Fork; the child does the steps and ends with 0 where its answers are right."""
+    """Fork; the child runs the steps and exits with 0 if its answers are right."""
     child = os.fork()
     if child:
         return child

@@ -1,4 +1,4 @@
-"""Fuzz one part of the package and print what came of it, as JSON; the status is 1 where something else came.
+"""Fuzz one part of the package and print the outcomes as JSON; exit status 1 if one is unexpected.
 
 python -m tests.soak.fuzz texts 1000 7
 
@@ -33,7 +33,7 @@ PROBE = "The [MASK] was a [MASK] film."
 
 
 def check_answer(text: str, result: FillResult) -> None:
-    """Check an answer as far as the text alone tells: every mask, in order, with probabilities."""
+    """Check an answer as far as the text determines it: every mask, in order, with probabilities."""
     spans = [mask.span for mask in result.masks]
     assert [text[start:end] for start, end in spans] == ["<mask>" if text[at] == "<" else "[MASK]" for at, _ in spans]
     assert len(spans) == text.count("[MASK]") + text.count("<mask>")
@@ -47,7 +47,7 @@ def check_answer(text: str, result: FillResult) -> None:
 
 
 def fuzz_texts(filler: MaskFiller, random: Random) -> str:
-    """Fill one string of any characters, alone or among others, as `fill` and as the pipeline does."""
+    """Fill a random string, alone or among others, with `fill` and as the pipeline."""
     text = any_text(random)
     way = random.randrange(3)
     if way == 0:
@@ -135,7 +135,7 @@ def damage(data: bytearray, random: Random) -> bytearray:
 
 
 def fuzz_bundles(filler: MaskFiller, random: Random) -> str:
-    """Damage one file and open the bundle; half of the time its hash is put right, as a forger would."""
+    """Damage one file and open the bundle; half of the time with a matching hash."""
     name = random.choice(FILES)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -159,7 +159,7 @@ _LETTERS = ("a", "e", " ", "[", "\xe9", "\ufdfa", "aa", "", "zz", "\u2581")
 
 
 def _any_rule(random: Random, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """Return a rule of a tokenizer, as likely as not one that makes a text longer."""
+    """Return a random tokenizer rule, half of the time one that lengthens a text."""
     kind = random.choice(kinds)
     rule: dict[str, Any] = {"type": kind}
     if kind == "Replace":
@@ -187,7 +187,7 @@ _RULES = {
 
 
 def fuzz_tokenizers(_filler: MaskFiller, random: Random) -> str:
-    """Open a bundle whose tokenizer has up to fifty rules of any kind in a row, and fill masks."""
+    """Open a bundle whose tokenizer has up to fifty random rules, and fill masks."""
     place = random.choice(list(_RULES))
     inner, kinds = _RULES[place]
     rules = [_any_rule(random, kinds) for _ in range(random.choice((1, 2, 5, 50)))]
@@ -201,7 +201,7 @@ def fuzz_tokenizers(_filler: MaskFiller, random: Random) -> str:
 
 
 def fuzz_graphs(_filler: MaskFiller, random: Random) -> str:
-    """Open a bundle whose graph gives anything, in number, type, width and value, and call every method."""
+    """Open a bundle whose graph has random outputs, and call every method."""
     numbers = np.random.default_rng(random.randrange(2**32))
     replaced = {}
     for name in ("top_ids", "top_logprobs", "candidate_logprobs", "logits"):
@@ -231,7 +231,7 @@ PARTS: dict[str, Callable[[MaskFiller, Random], str]] = {
 
 
 def main(part: str, count: int, seed: int) -> int:
-    """Run one part `count` times and print how often each outcome came."""
+    """Run one part `count` times and print the number of each outcome."""
     filler = MaskFiller(device="cpu", threads=1)
     outcomes: Counter[str] = Counter()
     for case in range(seed, seed + count):

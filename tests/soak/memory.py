@@ -21,7 +21,7 @@ def resident() -> int:
 
 
 def main(count: int) -> None:
-    """Fill `count` texts after a tenth as many to warm up, half of them in batches."""
+    """Fill `count` texts, half of them in batches, after a warm-up of a tenth as many."""
     filler = MaskFiller(device="cpu")
     pool = mixed_texts(5_000, seed=3, longest=filler.info.max_length)
     sizes = []

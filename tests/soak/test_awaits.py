@@ -1,4 +1,4 @@
-"""Awaits that are cancelled, out of time, wrong or closed at random: every one comes to an end."""
+"""Awaits that are randomly cancelled, timed out, invalid or closed: every one ends."""
 
 import asyncio
 from collections import Counter
@@ -35,7 +35,7 @@ async def _one(server: AsyncMaskFiller, text: str, random: Random) -> str:
 
 
 async def _loop(filler: MaskFiller, texts: list[str], random: Random) -> Counter[str]:
-    """Ask many at once, cancel some, close at a random moment in a random way; some loops end without closing."""
+    """Make many requests at once, cancel some, and close at a random moment in a random way, or not at all."""
     server = AsyncMaskFiller(filler, max_wait_ms=random.choice((0, 2, 50)), max_pending=random.choice((1, 8, 1024)))
     asked = [asyncio.create_task(_one(server, random.choice(texts), random)) for _ in range(60)]
     await asyncio.sleep(random.random() * 0.3)
@@ -57,7 +57,7 @@ async def _loop(filler: MaskFiller, texts: list[str], random: Random) -> Counter
 
 @sizes("loops", short=3, full=300)
 def test_no_await_is_left(loops: int) -> None:
-    """Each is answered, refused, out of time or cancelled, and each loop ends."""
+    """Each is answered, rejected, timed out or cancelled, and each loop ends."""
     filler = MaskFiller(device="cpu")
     random = Random(11)
     texts = [*mixed_texts(60, seed=3, longest=128), "no mask", "", "It was a [MASK] film. " * 200]

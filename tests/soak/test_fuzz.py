@@ -1,4 +1,4 @@
-"""Whatever goes in: a right answer or an error of this package, and a process that lives."""
+"""Random input gives a right answer or an error of this package, and never ends the process."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ _ANSWERED = {"texts": 0.5, "arguments": 0.08, "bundles": 0.01, "tokenizers": 0.3
 @sizes("count", short=1_000, full=100_000)
 @pytest.mark.parametrize("part", _SHARES)
 def test_fuzzed(part: str, count: int) -> None:
-    """Texts of any characters, arguments of any kind, damaged bundles, a stranger's tokenizers and graphs."""
+    """Random texts and arguments, damaged bundles, hostile tokenizers and graphs."""
     outcomes: Counter[str] = Counter()
     cases = int(count * _SHARES[part])
     for start in range(0, cases, _BATCH):

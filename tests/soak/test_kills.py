@@ -1,4 +1,4 @@
-"""Export and training killed at any moment: the output is absent or complete, and the next run works."""
+"""Export and training killed at random moments: the output is absent or complete, and the next run works."""
 
 import subprocess
 import time
@@ -17,7 +17,7 @@ _TRAIN = "--data movie-reviews --max-train-blocks 64 --max-validation-blocks 16 
 
 
 def kill(command: Sequence[str | Path], after: float, sign: Callable[[], bool] | None) -> bool:
-    """Run a command and kill it, once a sign is seen if one is asked for; tell whether it was still running."""
+    """Run a command and kill it, after a sign if one is given; return whether it was still running."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while sign is not None and not sign() and process.poll() is None:
             time.sleep(0.001)
@@ -30,7 +30,7 @@ def kill(command: Sequence[str | Path], after: float, sign: Callable[[], bool] |
 def kill_often(
     command: list[str | Path], kills: int, output: Path, check: Callable[[], None], sign: Callable[[], bool]
 ) -> None:
-    """Kill a command at random moments, every other time near its end, and look at the output after each."""
+    """Kill a command at random moments, every other time near its end, and check the output after each."""
     random = Random(kills)
     started = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
@@ -60,7 +60,7 @@ def kill_often(
 @sizes("kills", short=2, full=24)
 @pytest.mark.parametrize("force", [False, True])
 def test_killed_export(kills: int, force: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
-    """A bundle that is there passes every check."""
+    """An existing bundle passes every check."""
     output = tmp_path / "out"
 
     def check() -> None:
@@ -77,7 +77,7 @@ def test_killed_export(kills: int, force: bool, tiny: dict[str, Path], tmp_path:
 @sizes("kills", short=2, full=16)
 @pytest.mark.parametrize("force", [False, True])
 def test_killed_training(kills: int, force: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
-    """A checkpoint that is there has its report and loads."""
+    """An existing checkpoint has its report and loads."""
     output = tmp_path / "out"
 
     def check() -> None:
@@ -102,7 +102,7 @@ def test_killed_training(kills: int, force: bool, tiny: dict[str, Path], tmp_pat
 
 @sizes("kills", short=1, full=8)
 def test_killed_training_resumes(kills: int, tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Killed while a checkpoint is written or later: --resume goes on, or says that there is nothing to resume."""
+    """Killed at or after the first checkpoint, --resume continues or says that there is nothing to resume."""
     random = Random(kills)
     output, work = tmp_path / "out", tmp_path / ".out.training"
     command: list[str | Path] = ["mlm-train", "--model", tiny["bert"], "--output", output, *_TRAIN.split(), "--force"]

@@ -1,4 +1,4 @@
-"""Questions as large as they may be, each in a process of its own with a bound on its memory and its time."""
+"""Requests of maximum size, each in a process with limited memory and time."""
 
 import resource
 import subprocess
@@ -68,7 +68,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000, found)
 @sizes("characters", short=_SHORT, full=1_000_000)
 @pytest.mark.parametrize("name", ASKED)
 def test_large(name: str, characters: int) -> None:
-    """An answer or one short line, in at most 4 GB of address space and ten minutes."""
+    """An answer or a one-line error, within 4 GB of address space and ten minutes."""
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT.format(ask=ASKED[name]), str(characters)],
         cwd=ROOT,

@@ -10,7 +10,7 @@ from tests.helpers.sizes import report, sizes
 
 @sizes("count", short=3_000, full=100_000)
 def test_memory_is_flat(count: int) -> None:
-    """Texts of one token to the longest: resident memory stays within 10 % of what it was after a warm-up."""
+    """Texts of all lengths: resident memory stays within 10 % of that after a warm-up."""
     command = [sys.executable, "-m", "tests.soak.memory", str(count)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""What is written is whole, and nothing else is lost: runs over files killed at any moment, and `--force`."""
+"""Outputs are complete and no other file is lost: killed runs over files, and `--force`."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ _LIMIT = 120
 
 
 def lines_of(output: Path) -> list[str]:
-    """The texts of the rows that were written."""
+    """Return the texts of the written rows."""
     if output.suffix == ".parquet":
         texts: list[str] = parquet.read_table(output)["text"].to_pylist()
         return texts
@@ -28,7 +28,7 @@ def lines_of(output: Path) -> list[str]:
 
 
 def source_of(folder: Path, suffix: str, count: int) -> tuple[Path, list[str]]:
-    """A file of so many texts, one in ten of them wrong."""
+    """Write a file of texts, one in ten of them invalid."""
     sentences = movie_reviews()
     texts = [f"{n}: {sentences[n % len(sentences)]} {'[MASK]' if n % 10 else 'no mask'}" for n in range(count)]
     source = folder / f"texts.{suffix}"
@@ -40,7 +40,7 @@ def source_of(folder: Path, suffix: str, count: int) -> tuple[Path, list[str]]:
 
 
 def kill_after(command: list[str | Path], seconds: float, runs: int) -> list[int]:
-    """Start a command so many times at once, kill each that still runs, and return how they ended."""
+    """Start a command several times at once, kill those still running, and return their exit statuses."""
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(runs)]
     for process in processes:
         try:
@@ -53,7 +53,7 @@ def kill_after(command: list[str | Path], seconds: float, runs: int) -> list[int
 @sizes("size", short=(1, 1500), full=(12, 6000))
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_killed_fill(size: tuple[int, int], suffix: str, tmp_path: Path) -> None:
-    """Killed at random moments, every third time as two at once, and taken up until done: each row once, in order."""
+    """Killed at random, every third time two at once, and resumed until done: each row once, in order."""
     rounds, count = size
     kills = together = 0
     random = Random(rounds)
@@ -82,7 +82,7 @@ def test_killed_fill(size: tuple[int, int], suffix: str, tmp_path: Path) -> None
 @sizes("relations", short=["somebody's work", "equal, with a forged manifest"], full=[*RELATIONS])
 @pytest.mark.parametrize("command", ["mlm-export", "mlm-train"])
 def test_forced(command: str, relations: list[str], tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Whatever the output folder is to what is read: one line, and not a byte is lost."""
+    """For every relation of output and input: a one-line error or a replacement, and no file is lost."""
     for number, relation in enumerate(relations):
         prepare, source, target = RELATIONS[relation]
         home = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""Full disks, read-only folders, two processes at one place, and a container's quota."""
+"""Full disks, read-only folders, two processes with one output, and a container's quota."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ _TOO_LITTLE = 160_000
 
 
 def commands(checkpoint: Path, output: Path) -> dict[str, list[str | Path]]:
-    """What writes a folder."""
+    """Return commands that write a folder."""
     return {
         "mlm-export": ["mlm-export", checkpoint, output, "--quantize"],
         "mlm-train": ["mlm-train", "--model", checkpoint, "--output", output, *_TRAIN.split()],
@@ -28,7 +28,7 @@ def commands(checkpoint: Path, output: Path) -> dict[str, list[str | Path]]:
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the error that a command ended in, after checking that it is one line and no traceback."""
+    """Return the one-line error of a command, after checking that there is no traceback."""
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -39,7 +39,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 @sizes("steps", short=2, full=24)
 @pytest.mark.parametrize("command", ["mlm-export", "mlm-train"])
 def test_full_disk(command: str, steps: int, tiny: dict[str, Path], tmp_path: Path) -> None:
-    """Full at any point of the way: one line, and no output."""
+    """Full at any point of the run: a one-line error, and no output."""
     disk = tmp_path / "disk"
     for step in range(steps):
         size = 4096 * (1 + step * _TOO_LITTLE // 4096 // steps)
@@ -57,7 +57,7 @@ def test_full_disk(command: str, steps: int, tiny: dict[str, Path], tmp_path: Pa
 @sizes("runs", short=1, full=4)
 @pytest.mark.parametrize("command", ["mlm-export", "mlm-train"])
 def test_read_only_folder(command: str, runs: int, tiny: dict[str, Path], tmp_path: Path) -> None:
-    """One line that names the folder; a bundle in such a folder is read all the same."""
+    """A one-line error that names the folder; a bundle in such a folder can be read."""
     folder = tmp_path / "folder"
     shutil.copytree(SHIPPED, folder / "b")
     with read_only(folder) as prepare:
@@ -73,7 +73,7 @@ def test_read_only_folder(command: str, runs: int, tiny: dict[str, Path], tmp_pa
 @sizes("rounds", short=1, full=10)
 @pytest.mark.parametrize("force", [False, True])
 def test_two_exports_to_one_place(rounds: int, force: bool, tiny: dict[str, Path], tmp_path: Path) -> None:
-    """One of them wins, the other says so; the bundle is whole and nothing is left beside it."""
+    """One writes the bundle, the other reports it; the bundle is complete and nothing else is left."""
     output = tmp_path / "out"
     command: list[str | Path] = ["mlm-export", tiny["bert"], output, *(["--force"] * force)]
     won = 0
@@ -93,7 +93,7 @@ def test_two_exports_to_one_place(rounds: int, force: bool, tiny: dict[str, Path
 
 
 def test_quota_of_one_core(tmp_path: Path) -> None:
-    """In a control group of one core, one thread is used; where none can be made, its files are laid out instead."""
+    """In a control group of one core, one thread is used; without the right to make one, its files are faked."""
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").is_file():
         group, quota = root / f"mlm-infer-soak-{os.getpid()}", ("cpu.max", "100000 100000")

@@ -15,7 +15,7 @@ _TARGETS = ["good", "bad", "long"]
 
 @sizes("calls", short=60, full=10_000)
 def test_sixteen_threads(calls: int) -> None:
-    """Sixteen threads get, to the bit, what one thread gets, from every kind of call."""
+    """Sixteen threads get bit-identical answers to one thread, from every kind of call."""
     filler = MaskFiller(device="cpu")
     texts = mixed_texts(200, seed=5, longest=128)
     texts[::4] = [f"{text} And a [MASK] one." for text in texts[::4]]

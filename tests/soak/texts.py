@@ -1,4 +1,4 @@
-"""Texts with masks, of all lengths, and texts that nobody would write."""
+"""Texts with masks, of all lengths, and random strings."""
 
 from random import Random
 
@@ -15,7 +15,7 @@ _PIECES = (
 
 
 def mixed_texts(count: int, seed: int, *, longest: int) -> list[str]:
-    """Return texts with a mask: one word to as many tokens as the model takes, most of them sentences.
+    """Return texts with a mask, from one word to the maximum length, most of them sentences.
 
     Args:
         count: How many.
@@ -49,7 +49,7 @@ def _tokens(sentences: list[str]) -> list[int]:
 
 
 def any_text(random: Random) -> str:
-    """Return a string of any characters that Python has, with masks and what looks like them."""
+    """Return a string of random characters, with masks and similar strings."""
     parts = []
     for _ in range(random.randrange(1, 12)):
         kind = random.random()

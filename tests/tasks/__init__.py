@@ -1,1 +1,1 @@
-"""Questions to a model: fill, pipeline, rank, infill, score, and their arguments."""
+"""Tasks: fill, pipeline, rank, infill, score, and their arguments."""

@@ -1,7 +1,7 @@
-"""Any text and every argument of the methods, generated, against plain PyTorch on a real and a byte-level model.
+"""Generated texts and arguments for all methods, compared with plain PyTorch, on a real and a byte-level model.
 
-Each test counts what was answered: what is refused every time would prove nothing. Beside a count stands what some
-runs gave, of so many questions; hypothesis draws others each time, so that the count asked for is far below.
+Each test counts the answered requests, since rejecting all of them would prove nothing. A comment gives the counts of
+some runs; hypothesis generates different requests each time, so the required count is far lower.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from tests.helpers.reference import Reference
 
 
 def test_any_unicode_anywhere(pair: tuple[MaskFiller, Reference]) -> None:
-    """Any text with masks anywhere is answered in full or refused in one line; what surrounds a mask is kept."""
+    """Any text with masks gives a complete answer or a one-line error; the text around a mask is kept."""
     filler, _ = pair
     answered = 0
 
@@ -53,7 +53,7 @@ def test_any_unicode_anywhere(pair: tuple[MaskFiller, Reference]) -> None:
 
 
 def test_scores_of_any_text_do_not_depend_on_company(pair: tuple[MaskFiller, Reference]) -> None:
-    """Alone and together, every token has the same log-probability."""
+    """The log-probability of a token is the same alone and in a batch."""
     filler, _ = pair
     answered = 0
 
@@ -102,7 +102,7 @@ ANYTHING: st.SearchStrategy[Any] = st.one_of(
 
 
 def test_arguments_of_any_kind(pair: tuple[MaskFiller, Reference]) -> None:
-    """Numbers of numpy, emoji, half characters, huge words and what is none of all: an answer, or one short line."""
+    """Numbers of numpy, emoji, lone surrogates, huge words and objects: an answer, or a short one-line error."""
     filler, _ = pair
     answered = 0
 
@@ -137,7 +137,7 @@ LISTS = st.none() | st.lists(
 
 
 def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
-    """In any combination: what PyTorch gives for the whole vocabulary, filtered one by one."""
+    """Any combination of options gives PyTorch's result for the whole vocabulary, filtered afterwards."""
     filler, reference = pair
     answered = 0
 
@@ -196,7 +196,7 @@ def test_every_argument_of_fill(pair: tuple[MaskFiller, Reference]) -> None:
 def filtered(
     filler: MaskFiller, reference: Reference, text: str, options: dict[str, Any]
 ) -> list[list[tuple[float, int]]]:
-    """PyTorch's log-probabilities and tokens for each mask, after each filter in the plainest way."""
+    """Return PyTorch's log-probabilities and tokens for each mask, filtered one by one."""
     targets, allow, pattern, min_score = (options[name] for name in ("targets", "allow", "pattern", "min_score"))
     ids = reference.encode(text)
     words = filler.model.encoder.vocabulary.words
@@ -222,13 +222,13 @@ ONE_TOKEN = {"bert": ["good", "film", "the", "a", "very"], "roberta": ["the", "a
 
 
 def starts_word(reference: Reference, token: int) -> bool:
-    """Whether a token begins a word, from how the vocabulary spells it."""
+    """Return whether a token begins a word, according to its spelling."""
     spelled = reference.tokenizer.convert_ids_to_tokens(token)
     return not spelled.startswith("##") if reference.tokenizer.mask_token == "[MASK]" else spelled.startswith("Ġ")
 
 
 def is_word(word: str) -> bool:
-    """Letters, with hyphens and apostrophes among them."""
+    """Return whether a text consists of letters, hyphens and apostrophes."""
     return any(map(str.isalpha, word)) and all(each.isalpha() or each in "-'\u2019" for each in word)
 
 
@@ -247,7 +247,7 @@ def is_word(word: str) -> bool:
 def test_every_argument_of_rank(
     pair: tuple[MaskFiller, Reference], candidates: list[str], others: Any, normalize: bool
 ) -> None:
-    """Any phrases, in any order, duplicates among them."""
+    """Any candidates in any order, including duplicates."""
     filler, reference = pair
     text = f"It is a {filler.info.mask_token} of the year."
     (ranked,) = filler.rank(text, candidates, others=others, normalize=normalize).masks
@@ -280,7 +280,7 @@ def test_every_argument_of_infill(
     order: Any,
     words_only: bool,
 ) -> None:
-    """The filled text is the text with its fillings, best first, each with the log-probability of its own steps."""
+    """Fillings are in the text, best first, with the log-probability of their steps."""
     filler, reference = pair
     masks = [span.format(mask=filler.info.mask_token) for span in spans]
     text = "".join(
@@ -314,6 +314,6 @@ def test_every_argument_of_infill(
 
 
 def text_of(filler: MaskFiller, masks: list[str], parts: list[str], found: Any) -> str:
-    """The text with as many masks in the place of each span as its filling has tokens."""
+    """Return the text with as many masks in place of each span as its filling has tokens."""
     spans = [" ".join([filler.info.mask_token] * len(tokens)) for tokens in found.tokens]
     return "".join(f"{part} {span} " for part, span in itertools.zip_longest(parts, spans, fillvalue=""))

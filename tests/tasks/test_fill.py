@@ -1,4 +1,4 @@
-"""`fill` and `fill_batch`: typed results, the user's own text, batches, and every wrong argument."""
+"""`fill` and `fill_batch`: typed results, the user's text, batches, and invalid arguments."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def filler(bundles: dict[str, Path]) -> MaskFiller:
 
 
 def test_result_shape(filler: MaskFiller) -> None:
-    """One mask and two give the same shape, and everything is frozen."""
+    """One mask and two give the same structure, and everything is frozen."""
     for text, masks in (("A [MASK] film.", 1), ("A [MASK] film with a [MASK].", 2)):
         result = filler.fill(text, top_k=3)
         assert result.text == text
@@ -42,13 +42,13 @@ def test_result_shape(filler: MaskFiller) -> None:
 
 
 def test_scores_are_probabilities_over_the_vocabulary(filler: MaskFiller) -> None:
-    """All of them sum to one."""
+    """The scores of the whole vocabulary sum to one."""
     result = filler.fill("A [MASK] film.", top_k=filler.info.vocab_size)
     assert sum(each.score for each in result.masks[0].predictions) == pytest.approx(1, abs=1e-4)
 
 
 def test_sequence_keeps_the_users_text(filler: MaskFiller) -> None:
-    """Case, odd spaces and quotes stay; only the mask is replaced."""
+    """Case, spaces and quotes are kept; only the mask is replaced."""
     text = "  The  DIRECTOR's [MASK]\twas “GREAT”…\n"
     result = filler.fill(text, targets=["work", "acting"])
     for each in result.masks[0].predictions:
@@ -57,7 +57,7 @@ def test_sequence_keeps_the_users_text(filler: MaskFiller) -> None:
 
 @pytest.mark.parametrize(("name", "mask"), [("base", "<mask>"), ("roberta", "[MASK]")])
 def test_other_spelling_of_the_mask(name: str, mask: str, bundles: dict[str, Path]) -> None:
-    """`[MASK]` and `<mask>` mean the same to every model, and spans refer to what the user wrote."""
+    """Every model accepts `[MASK]` and `<mask>`, and spans refer to the user's text."""
     filler = MaskFiller(bundles[name], precision="fp32")
     own = filler.info.mask_token
     foreign, native = (filler.fill(f"One {each} film and a {each}.") for each in (mask, own))
@@ -66,7 +66,7 @@ def test_other_spelling_of_the_mask(name: str, mask: str, bundles: dict[str, Pat
 
 
 def test_byte_level_words(bundles: dict[str, Path]) -> None:
-    """A target is found whether or not it is written with a space, and joins the text with one space."""
+    """A target is found with and without a leading space, and gets one space in the text."""
     filler = MaskFiller(bundles["roberta"], precision="fp32")
     spaced = filler.fill("This is a <mask> of mine.", targets=[" film"]).masks[0].predictions[0]
     plain = filler.fill("This is a <mask> of mine.", targets="film").masks[0].predictions[0]
@@ -86,7 +86,7 @@ def test_word_piece_continuations_join(filler: MaskFiller) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_equals_single(name: str, bundles: dict[str, Path]) -> None:
-    """A text's answer does not depend on its batch, whatever the mix of lengths, within fp32 rounding."""
+    """The answer for a text does not depend on its batch, within fp32 rounding."""
     filler = MaskFiller(bundles[name], precision="fp32")
     texts = masked_sentences(filler.info.mask_token, 120, seed=3)
     random.Random(0).shuffle(texts)
@@ -101,7 +101,7 @@ def test_batch_equals_single(name: str, bundles: dict[str, Path]) -> None:
 
 
 def test_many_masks_first_last_and_longest(filler: MaskFiller) -> None:
-    """Eight masks, masks at both ends, and a text of the greatest length."""
+    """Eight masks, masks at both ends, and a text of maximum length."""
     assert len(filler.fill(" ".join(["[MASK]"] * 8)).masks) == 8
     room = filler.info.max_length - 2
     longest = filler.fill("[MASK] " + "good " * (room - 2) + "[MASK]")
@@ -109,7 +109,7 @@ def test_many_masks_first_last_and_longest(filler: MaskFiller) -> None:
 
 
 def test_no_texts(filler: MaskFiller) -> None:
-    """Nothing in, nothing out."""
+    """An empty list gives an empty list."""
     assert filler.fill_batch([]) == []
     assert filler([]) == []
 
@@ -126,7 +126,7 @@ def test_no_texts(filler: MaskFiller) -> None:
     ],
 )
 def test_wrong_text(filler: MaskFiller, text: Any, message: str) -> None:
-    """Each says what is wrong, and is a ValueError as in the pipeline."""
+    """The error says what is wrong, and is a ValueError as in the pipeline."""
     with pytest.raises(InputError, match=message) as caught:
         filler.fill(text)
     assert isinstance(caught.value, ValueError)
@@ -135,7 +135,7 @@ def test_wrong_text(filler: MaskFiller, text: Any, message: str) -> None:
 
 @pytest.mark.parametrize("top_k", [0, -1, 30523, 2.0, "5", None, True])
 def test_wrong_top_k(filler: MaskFiller, top_k: Any) -> None:
-    """Out of range or of another type: the message says the range."""
+    """Out of range or of another type: the error contains the range."""
     with pytest.raises(InputError, match="from 1 to 30522"):
         filler.fill("A [MASK].", top_k=top_k)
     with pytest.raises(InputError, match="from 1 to 30522"):
@@ -150,7 +150,7 @@ def test_wrong_targets(filler: MaskFiller, targets: Any) -> None:
 
 
 def test_wrong_list(filler: MaskFiller) -> None:
-    """The message names the text that is wrong; a string is not a list."""
+    """The error names the invalid text; a string is not a list."""
     with pytest.raises(InputError, match="text 1 of 3 is a int"):
         filler.fill_batch(["A [MASK].", 3, "B [MASK]."])  # type: ignore[list-item]
     with pytest.raises(InputError, match="text 1 of 2 has no mask"):
@@ -160,7 +160,7 @@ def test_wrong_list(filler: MaskFiller) -> None:
 
 
 def test_closed(bundles: dict[str, Path]) -> None:
-    """A closed filler says so."""
+    """A closed filler raises an error that says so."""
     with MaskFiller(bundles["bert"]) as filler:
         filler.fill("A [MASK].")
     with pytest.raises(InputError, match="closed"):
@@ -168,7 +168,7 @@ def test_closed(bundles: dict[str, Path]) -> None:
 
 
 def test_shipped_model_fills() -> None:
-    """The small model of the package opens without a name and knows a little English."""
+    """The model of the package opens by default and predicts plausible words."""
     filler = MaskFiller()
     assert filler.info.precision == "int8"
     words = {each.text for each in filler.fill("This is one of the best [MASK] of the year.").masks[0].predictions}
@@ -189,20 +189,20 @@ def test_shipped_model_fills() -> None:
     ],
 )
 def test_arguments_of_the_wrong_type(method: str, arguments: dict[str, Any], message: str) -> None:
-    """Found by the fuzzer: an InputError, and no error of another kind."""
+    """Found by fuzzing: an InputError, and no other exception."""
     with pytest.raises(InputError, match=message):
         getattr(MaskFiller(), method)("A [MASK] film.", **arguments)
 
 
 def test_text_with_half_a_character() -> None:
-    """Python lets a string hold half of a surrogate pair; UTF-8 and the tokenizer do not."""
+    """A Python string may contain a lone surrogate; UTF-8 and the tokenizer may not."""
     for call in (MaskFiller().fill, MaskFiller(), MaskFiller().count_tokens):
         with pytest.raises(InputError, match="half a surrogate pair"):
             call("A [MASK] \ud800 film.")
 
 
 def test_int8_agrees(bundles: dict[str, Path]) -> None:
-    """int8 gives the answers of fp32 as often as its budget asks, on sentences that no export saw."""
+    """int8 agrees with fp32 as often as its budget requires, on sentences that no export used."""
     texts = masked_sentences("[MASK]", 1060, seed=5)
     exact, small = (MaskFiller(bundles["base"], precision=each).fill_batch(texts) for each in ("fp32", "int8"))
     share, masks = agreement(exact, small)
@@ -212,7 +212,7 @@ def test_int8_agrees(bundles: dict[str, Path]) -> None:
 
 
 def test_words_only_where_the_mask_begins_the_text(bundles: dict[str, Path]) -> None:
-    """A byte-level vocabulary writes the first word without its marker: what is no word inside a text may begin one."""
+    """A byte-level vocabulary spells the first word of a text without its marker."""
     filler = MaskFiller(bundles["roberta"], precision="fp32")
     (prediction,) = filler.fill("<mask> is good.", words_only=True, allow=["ing"]).masks[0].predictions
     assert prediction.text == "ing"
@@ -225,7 +225,7 @@ def test_words_only_where_the_mask_begins_the_text(bundles: dict[str, Path]) -> 
 
 
 def test_a_text_beyond_the_limit_is_refused(filler: MaskFiller) -> None:
-    """Whichever method, window or not: the number of characters and the limit are named."""
+    """In every method, with and without windows; the error contains the length and the limit."""
     text = "a " * (MOST_CHARACTERS // 2) + "[MASK]"
     for ask in (filler.fill, filler.infill, partial(filler.fill, long_text="window"), filler.count_tokens, filler):
         with pytest.raises(InputError, match=r"1,000,006 characters, .* at most 1,000,000; cut it"):
@@ -235,7 +235,7 @@ def test_a_text_beyond_the_limit_is_refused(filler: MaskFiller) -> None:
 
 
 def test_count_tokens(bundles: dict[str, Path]) -> None:
-    """What counts towards the longest text, special tokens included."""
+    """The number of tokens that counts towards the maximum, special tokens included."""
     filler = MaskFiller(bundles["base"])
     assert filler.count_tokens("") == 2
     assert filler.count_tokens("good good <mask>") == filler.count_tokens("good good [MASK]") == 5

@@ -1,4 +1,4 @@
-"""rank, infill, score, filters, windows and streams, each against plain PyTorch on a real and on a byte-level model."""
+"""rank, infill, score, filters, windows and streams, compared with plain PyTorch on a real and a byte-level model."""
 
 import itertools
 import math
@@ -22,13 +22,13 @@ def real(bundles: dict[str, Path]) -> MaskFiller:
 
 
 def sentences(count: int, longest: int = 12) -> list[str]:
-    """Unseen sentences, cut short."""
+    """Unseen sentences, truncated."""
     return [" ".join(text.split()[:longest]) for text in movie_reviews("validation")[:count]]
 
 
 @pytest.mark.parametrize("method", ["pll", "pll_word_l2r"])
 def test_score_is_the_references(pair: tuple[MaskFiller, Reference], method: Any) -> None:
-    """Every token's log-probability, their sum, and the characters each token stands for."""
+    """The log-probability and the character span of every token, and the sum."""
     filler, reference = pair
     texts = [*sentences(8), "Unbelievably, underwhelmingly unwatchable!", "a"]
     for result, text in zip(filler.score(texts, method=method), texts, strict=True):
@@ -41,13 +41,13 @@ def test_score_is_the_references(pair: tuple[MaskFiller, Reference], method: Any
 
 
 def test_word_l2r_is_below_pll_where_words_have_pieces(real: MaskFiller) -> None:
-    """A piece that may not see the end of its word is harder to guess, in sum over many texts."""
+    """Without the end of its word, a piece is less probable, in sum over many texts."""
     plain, within = (real.score(sentences(30), method=each) for each in ("pll", "pll_word_l2r"))
     assert sum(r.logprob for r in within) < sum(r.logprob for r in plain)
 
 
 def test_score_windows_a_long_text(pair: tuple[MaskFiller, Reference]) -> None:
-    """Each token of a long text is predicted from as much text around it as the model takes."""
+    """Each token of a long text is predicted from the largest window that the model accepts."""
     filler, reference = pair
     text = " ".join(movie_reviews("validation")[:40])
     with pytest.raises(InputError, match=r"tokens, this model takes at most \d+.*window"):
@@ -67,7 +67,7 @@ def test_score_windows_a_long_text(pair: tuple[MaskFiller, Reference]) -> None:
 
 @pytest.mark.parametrize("others", ["left_to_right", "masked", "visible"])
 def test_rank_is_the_references(pair: tuple[MaskFiller, Reference], others: Any) -> None:
-    """Candidates of one to six tokens, duplicates among them."""
+    """Candidates of one to six tokens, including duplicates."""
     filler, reference = pair
     text = f"It is a {filler.info.mask_token} of the year."
     words = ["film", "movie", "motion picture", "unwatchable mess", "motion pictures", "film", "x y z"]
@@ -87,7 +87,7 @@ def test_rank_is_the_references(pair: tuple[MaskFiller, Reference], others: Any)
 
 
 def test_rank_of_one_token_is_fill(real: MaskFiller) -> None:
-    """For single tokens a candidate's log-probability is the target's."""
+    """For single tokens, the log-probability equals that of a target."""
     text = "The acting was [MASK]."
     words = ["good", "bad", "wonderful"]
     filled = {each.text: each.logprob for each in real.fill(text, targets=words).masks[0].predictions}
@@ -96,7 +96,7 @@ def test_rank_of_one_token_is_fill(real: MaskFiller) -> None:
 
 
 def test_rank_for_each_mask(real: MaskFiller) -> None:
-    """A list for each mask; the other mask stays one."""
+    """One list per mask; the other masks stay masked."""
     text = "The [MASK] was [MASK]."
     first, second = real.rank(text, [["plot", "acting"], ["good", "awful", "far too long"]]).masks
     assert {each.sequence for each in first} == {"The plot was [MASK].", "The acting was [MASK]."}
@@ -104,7 +104,7 @@ def test_rank_for_each_mask(real: MaskFiller) -> None:
 
 
 def test_thousands_of_candidates_share_their_questions(real: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two thousand single words are one question."""
+    """Two thousand single-token candidates are one query."""
     from mlm_infer.runtime import predictor as predict
 
     asked: list[int] = []
@@ -126,7 +126,7 @@ def test_thousands_of_candidates_share_their_questions(real: MaskFiller, monkeyp
 
 @pytest.mark.parametrize("order", ["confidence", "left_to_right"])
 def test_a_beam_of_one_is_greedy(pair: tuple[MaskFiller, Reference], order: Any) -> None:
-    """The same tokens and log-probability as filling one mask at a time."""
+    """The tokens and log-probability of greedy filling."""
     filler, reference = pair
     mask = filler.info.mask_token
     for text in (f"The {mask} was {mask} and {mask}.", f"{mask} {mask} film", f"I liked the {mask} {mask} of it."):
@@ -140,7 +140,7 @@ def test_a_beam_of_one_is_greedy(pair: tuple[MaskFiller, Reference], order: Any)
 
 
 def test_a_beam_finds_the_best_pair(pair: tuple[MaskFiller, Reference]) -> None:
-    """Left to right with two masks the search is exhaustive over the beam's first tokens."""
+    """With two masks, left to right, the search is exhaustive for the first tokens in the beam."""
     filler, reference = pair
     mask = filler.info.mask_token
     text = f"One of the {mask} {mask} of the year."
@@ -150,7 +150,7 @@ def test_a_beam_finds_the_best_pair(pair: tuple[MaskFiller, Reference]) -> None:
 
 
 def test_infill_of_one_mask_is_fill(pair: tuple[MaskFiller, Reference]) -> None:
-    """The same words, log-probabilities and sequences in the same order."""
+    """The words, log-probabilities and sequences of `fill`, in the same order."""
     filler, _ = pair
     text = f"This is a great {filler.info.mask_token}."
     filled = filler.fill(text, top_k=7).masks[0].predictions
@@ -160,7 +160,7 @@ def test_infill_of_one_mask_is_fill(pair: tuple[MaskFiller, Reference]) -> None:
 
 
 def test_spans_of_unknown_length(real: MaskFiller) -> None:
-    """Each length is searched, and the best by the mean of a token comes first."""
+    """Every length is searched; the best mean log-probability per token comes first."""
     text = "It is [MASK:1-3] of the [MASK]."
     found = real.infill(text, top_k=15)
     assert {len(each.tokens[0]) for each in found} == {1, 2, 3}
@@ -173,7 +173,7 @@ def test_spans_of_unknown_length(real: MaskFiller) -> None:
 
 
 def test_infill_whole_words(real: MaskFiller) -> None:
-    """No punctuation, no pieces, none of what was denied."""
+    """No punctuation, no parts of words, no denied words."""
     for each in real.infill("It was [MASK] [MASK] [MASK].", words_only=True, deny=["the"]):
         for token in itertools.chain(*each.tokens):
             assert token.isalpha()
@@ -181,7 +181,7 @@ def test_infill_whole_words(real: MaskFiller) -> None:
 
 
 def test_filters(real: MaskFiller) -> None:
-    """Every filter against the whole list of predictions, filtered afterwards."""
+    """Every filter gives the full list of predictions, filtered afterwards."""
     text = "The film is [MASK] good."
     everything = real.fill(text, top_k=real.info.vocab_size).masks[0].predictions
 
@@ -202,7 +202,7 @@ def test_filters(real: MaskFiller) -> None:
 
 
 def test_renormalize(real: MaskFiller) -> None:
-    """Over the targets the scores sum to one and keep their ratios."""
+    """The scores of the targets sum to one and keep their ratios."""
     text, words = "The film is [MASK].", ["good", "bad", "long"]
     plain = real.fill(text, targets=words).masks[0].predictions
     over = real.fill(text, targets=words, renormalize=True).masks[0].predictions
@@ -211,7 +211,7 @@ def test_renormalize(real: MaskFiller) -> None:
 
 
 def test_words_at_the_start_of_a_text(bundles: dict[str, Path]) -> None:
-    """A byte-level vocabulary writes the first word without a marker, and it is a word there only."""
+    """A byte-level vocabulary spells the first word without a marker; elsewhere that token is no word."""
     filler = MaskFiller(bundles["roberta"], precision="fp32")
     first = filler.fill("<mask> film is good.", top_k=2000, words_only=True).masks[0].predictions
     later = filler.fill("This <mask> is good.", top_k=2000, words_only=True).masks[0].predictions
@@ -220,7 +220,7 @@ def test_words_at_the_start_of_a_text(bundles: dict[str, Path]) -> None:
 
 
 def test_window_around_a_mask(real: MaskFiller) -> None:
-    """What the model saw is said, holds the mask, and answers as that part alone does, wherever the mask stands."""
+    """The reported window contains the mask and gives the same answer alone, wherever the mask is."""
     words = " ".join(movie_reviews("validation")[:60]).split()
     for place in (0, 300, len(words) - 1):
         text = " ".join([*words[:place], "<mask>", *words[place + 1 :]])
@@ -243,7 +243,7 @@ def test_window_around_a_mask(real: MaskFiller) -> None:
 
 
 def test_stream_is_the_batch_in_order(real: MaskFiller) -> None:
-    """More texts than a chunk, from a generator, the same as fill_batch; and not taken ahead without end."""
+    """More texts than a chunk, from a generator, equal fill_batch; read-ahead is bounded."""
     texts = [f"{text} [MASK]" for text in sentences(700)]
     taken = 0
 
@@ -263,7 +263,7 @@ def test_stream_is_the_batch_in_order(real: MaskFiller) -> None:
 
 
 def test_stream_and_a_wrong_text(real: MaskFiller) -> None:
-    """Raised after what came before, with its number; or returned in its place while the rest goes on."""
+    """The error has the text's number; it is raised after earlier results, or returned in place."""
     texts = ["A [MASK] film.", "no mask", "[MASK] is good.", 3]
     stream = real.fill_stream(iter(texts))  # type: ignore[arg-type]
     assert isinstance(next(stream), FillResult)
@@ -275,7 +275,7 @@ def test_stream_and_a_wrong_text(real: MaskFiller) -> None:
 
 
 def test_stream_whose_iterator_raises(real: MaskFiller) -> None:
-    """What it gave before is answered, then its own error comes through."""
+    """Texts before the exception are answered, then it is raised."""
 
     def broken() -> Iterator[str]:
         yield "A [MASK] film."
@@ -328,7 +328,7 @@ def test_stream_whose_iterator_raises(real: MaskFiller) -> None:
     ],
 )
 def test_wrong_arguments(real: MaskFiller, call: Any, message: str) -> None:
-    """Each ends in one line that says what is wrong."""
+    """A one-line error that says what is wrong."""
     with pytest.raises(InputError, match=message) as caught:
         call(real)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Odd options get a right answer or one clear line: numpy's numbers, what cannot be shown, patterns, great sizes."""
+"""Unusual option values: numpy numbers, objects without a repr, patterns, extreme sizes."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ TEXT = "A [MASK] film."
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, np.array])
 def test_whole_numbers_of_numpy(shipped: MaskFiller, kind: Any) -> None:
-    """They are taken wherever a Python int is, and mean the same."""
+    """Accepted wherever a Python int is, with the same meaning."""
     assert shipped.fill(TEXT, top_k=kind(3)) == shipped.fill(TEXT, top_k=3)
     assert shipped(TEXT, top_k=kind(2)) == shipped(TEXT, top_k=2)
     assert shipped.fill_batch([TEXT], top_k=kind(3)) == shipped.fill_batch([TEXT], top_k=3)
@@ -29,14 +29,14 @@ def test_whole_numbers_of_numpy(shipped: MaskFiller, kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
 def test_probabilities_of_numpy(shipped: MaskFiller, kind: Any) -> None:
-    """The same as that number as a Python float."""
+    """The same as the Python float of that value."""
     for value in (0, 0.0625, 1):
         assert shipped.fill(TEXT, min_score=kind(value)) == shipped.fill(TEXT, min_score=float(kind(value)))
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float64(2), math.nan, np.inf, "5", None, LARGE, [5]])
 def test_no_whole_numbers(shipped: MaskFiller, value: Any) -> None:
-    """Bools, fractions, NaN, infinities, and numbers that Python cannot write out."""
+    """Bools, fractions, NaN, infinities, and integers that Python refuses to print."""
     message = "must be from 1 to"
     for ask in (
         lambda: shipped.fill(TEXT, top_k=value),
@@ -50,7 +50,7 @@ def test_no_whole_numbers(shipped: MaskFiller, value: Any) -> None:
 
 
 def test_words_in_an_array_of_numpy(shipped: MaskFiller) -> None:
-    """A collection like any other, for each list of words of `fill`."""
+    """Accepted for each list of words of `fill`."""
     words = ["good", "the", "bad"]
     ask: Any = shipped.fill
     for name in ("targets", "allow", "deny"):
@@ -59,7 +59,7 @@ def test_words_in_an_array_of_numpy(shipped: MaskFiller) -> None:
 
 @pytest.mark.parametrize("value", [False, np.False_, math.nan, np.float32("nan"), math.inf, -0.1, np.float32(2), LARGE])
 def test_no_probabilities(shipped: MaskFiller, value: Any) -> None:
-    """Bools and what lies outside 0 to 1."""
+    """Bools, and values outside 0 to 1."""
     with pytest.raises(InputError, match="must be a probability from 0 to 1"):
         shipped.fill(TEXT, min_score=value)
 
@@ -73,7 +73,7 @@ class Unwritable:
 
 @pytest.mark.parametrize("value", [LARGE, Unwritable(), np.array(["error", "window"]), ["x" * 10_000], {"x" * 10_000}])
 def test_values_that_cannot_be_shown(shipped: MaskFiller, value: Any) -> None:
-    """As any argument: an InputError of one short line, never the error of writing it out."""
+    """As any argument: a short one-line InputError instead of the exception of `repr`."""
     for name in ("words_only", "pattern", "min_score", "renormalize", "long_text", "top_k"):
         with pytest.raises(InputError) as caught:
             shipped.fill(TEXT, **{name: value})
@@ -110,7 +110,7 @@ def test_values_that_cannot_be_shown(shipped: MaskFiller, value: Any) -> None:
     ],
 )
 def test_patterns_that_are_none(shipped: MaskFiller, pattern: Any, message: str) -> None:
-    """Broken, of bytes, or so long that to compile it alone would take minutes."""
+    """Invalid, of bytes, or so long that compiling takes minutes."""
     with pytest.raises(InputError, match=message) as caught:
         shipped.fill(TEXT, pattern=pattern)
     assert len(str(caught.value)) < 250
@@ -118,7 +118,7 @@ def test_patterns_that_are_none(shipped: MaskFiller, pattern: Any, message: str)
 
 @pytest.mark.timeout(120)
 def test_a_pattern_that_backtracks_meets_short_words(shipped: MaskFiller) -> None:
-    """What would not end on a long text ends on the words of this vocabulary, of at most 18 characters."""
+    """Words have at most 18 characters here, so a backtracking pattern ends quickly."""
     assert max(map(len, shipped.model.encoder.vocabulary.words)) == 18
     (mask,) = shipped.fill(TEXT, pattern="(a+)+$").masks
     assert {each.text for each in mask.predictions} <= {"a", "aa", "aaa"}
@@ -137,13 +137,13 @@ def test_a_pattern_that_backtracks_meets_short_words(shipped: MaskFiller) -> Non
     ],
 )
 def test_an_answer_that_fits_into_no_memory(shipped: MaskFiller, ask: Any) -> None:
-    """Each prediction holds the text: before gigabytes are asked for, the numbers are said."""
+    """Every prediction contains the text: the error states the size before memory is allocated."""
     with pytest.raises(InputError, match=r"its answer would hold it [\d,]+ times, which is more than 1,000,000,000"):
         ask(shipped)
 
 
 def test_what_cannot_be_many_is_not_refused(shipped: MaskFiller) -> None:
-    """Targets, a restriction and a least score bound an answer, whatever `top_k` says."""
+    """Targets, filters and a minimum score bound an answer, regardless of `top_k`."""
     text, size = "a" * 300_000 + " [MASK]", shipped.info.vocab_size
     for options in ({"targets": ["good"]}, {"allow": ["good", "bad"]}, {"min_score": 0.01}):
         result = shipped.fill(text, top_k=size, **options)
@@ -155,7 +155,7 @@ def test_what_cannot_be_many_is_not_refused(shipped: MaskFiller) -> None:
 
 @pytest.mark.parametrize("word", ["x" * 1_000_001, "x " * 600_000])
 def test_candidates_of_a_megabyte(shipped: MaskFiller, word: str) -> None:
-    """Refused before they are tokenized."""
+    """Rejected before they are tokenized."""
     for ask in (
         lambda: shipped.rank(TEXT, ["good", word]),
         lambda: shipped.fill(TEXT, targets=[word]),
@@ -166,14 +166,14 @@ def test_candidates_of_a_megabyte(shipped: MaskFiller, word: str) -> None:
 
 
 def test_targets_of_many_tokens_are_named_in_one_line(shipped: MaskFiller) -> None:
-    """The first tokens alone."""
+    """The error lists the first tokens only."""
     with pytest.raises(InputError, match=r"not one token of this model, but 50000 \(x, x.*, \.\.\.\)") as caught:
         shipped.fill(TEXT, targets="x " * 50_000)
     assert len(str(caught.value)) < 250
 
 
 def test_methods_without_windows_offer_none(shipped: MaskFiller) -> None:
-    """The advice of an error names no option that the method lacks."""
+    """Errors do not suggest an option that the method lacks."""
     text = "good " * 600 + "[MASK]"
     for ask in (lambda: shipped.infill(text), lambda: shipped.rank(text, ["a"]), lambda: shipped(text)):
         with pytest.raises(InputError, match="at most 512; shorten it: "):

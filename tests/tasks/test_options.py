@@ -1,4 +1,4 @@
-"""The options of a fill: said once, and offered by every method and by the command under the same names."""
+"""The options of `fill`: defined once, and the same in every method and in the command."""
 
 import asyncio
 import dataclasses
@@ -29,13 +29,13 @@ def fields() -> dict[str, Any]:
 
 
 def test_keywords_are_the_fields() -> None:
-    """The names and types of the keyword arguments are those of the options."""
+    """The keyword arguments have the names and types of the option fields."""
     hints = get_type_hints(FillOptions)
     assert get_type_hints(FillKeywords) == {name: hints[name] for name in fields()}
 
 
 def test_fill_spells_them_out() -> None:
-    """`help()` and notebooks show each with its default."""
+    """`help()` and notebooks show each option with its default."""
     parameters = inspect.signature(MaskFiller.fill).parameters
     assert {name: each.default for name, each in parameters.items() if name not in ("self", "text")} == fields()
     document = inspect.getdoc(MaskFiller.fill) or ""
@@ -43,7 +43,7 @@ def test_fill_spells_them_out() -> None:
 
 
 def test_the_command_offers_them_all() -> None:
-    """Under the same names, with the same defaults."""
+    """With the same names and defaults."""
     offered = {each.name: each.opts[0] for each in main.params}
     given = main.make_context("mlm-fill", [TEXT]).params
     for name, default in fields().items():
@@ -53,7 +53,7 @@ def test_the_command_offers_them_all() -> None:
 
 @pytest.mark.parametrize("name", ["topk", "word_only", "nonsense", "restriction"])
 def test_a_wrong_name_is_one_line(name: str, filler: MaskFiller) -> None:
-    """With the nearest that there is; the methods that take the options together check them at once."""
+    """The error suggests the closest option; methods that take `**options` check them immediately."""
     hint = {"topk": "did you mean 'top_k'", "word_only": "did you mean 'words_only'"}.get(name, "there are top_k, ")
     wrong: Any = {name: 3}
 
@@ -102,7 +102,7 @@ def test_every_way_answers_alike(options: dict[str, Any], filler: MaskFiller) ->
 
 
 def test_long_texts_and_files(filler: MaskFiller, tmp_path: Path) -> None:
-    """`--long-text window` answers a text that is too long, in a file too."""
+    """`--long-text window` answers a text above the maximum length, in a file too."""
     text = "A slow start. " * 300 + TEXT
     source, output = tmp_path / "texts.txt", tmp_path / "out.jsonl"
     source.write_text(f"{text}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`filler(...)` against the transformers pipeline itself, on real sentences with one to three masks."""
+"""`filler(...)` compared with the transformers pipeline, on real sentences with one to three masks."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.helpers.pipeline import NAMES, assert_same, masked_sentences
 def test_answers_are_the_pipelines(
     name: str, checkpoints: dict[str, Path], bundles: dict[str, Path], offline_pipeline: Any
 ) -> None:
-    """Three hundred sentences with the real model, a hundred with each tiny one, alone and in a batch."""
+    """300 sentences with the real model and 100 with each tiny one, alone and in a batch."""
     pipe = offline_pipeline(checkpoints[name])
     filler = MaskFiller(bundles[name], precision="fp32")
     texts = masked_sentences(pipe.tokenizer.mask_token, 300 if name == "base" else 100, seed=1)
@@ -52,21 +52,21 @@ def test_top_k(
 def test_targets(
     name: str, targets: Any, checkpoints: dict[str, Path], bundles: dict[str, Path], offline_pipeline: Any
 ) -> None:
-    """One target, duplicates, words that are no token, unknown text, and more targets than top_k."""
+    """One target, duplicates, words that are not one token, unknown text, and more targets than top_k."""
     pipe = offline_pipeline(checkpoints[name])
     text = f"This is a great {pipe.tokenizer.mask_token} with no {pipe.tokenizer.mask_token}."
     assert_same(MaskFiller(bundles[name], precision="fp32")(text, targets=targets), pipe(text, targets=targets))
 
 
 def test_list_of_one_is_unwrapped(base: Path, bundles: dict[str, Path], offline_pipeline: Any) -> None:
-    """A list of one text is answered as that text, as the pipeline does."""
+    """A list of one text gives the answer for that text, as in the pipeline."""
     text = ["This is a great [MASK]."]
     assert_same(MaskFiller(bundles["base"], precision="fp32")(text), offline_pipeline(base)(text))
 
 
 @pytest.mark.parametrize("targets", [[], ["", ""]])
 def test_no_target_left(targets: list[str], base: Path, bundles: dict[str, Path], offline_pipeline: Any) -> None:
-    """No usable target is a ValueError here and there."""
+    """Without a usable target, both raise ValueError."""
     with pytest.raises(ValueError, match="At least one target"):
         offline_pipeline(base)("A [MASK].", targets=targets)
     with pytest.raises(InputError, match="At least one target"):
@@ -98,7 +98,7 @@ PIECES = st.one_of(WORDS, st.text(st.characters(codec="utf-8"), max_size=6), st.
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """Words, characters and spaces of any kind, with none to three masks anywhere among them."""
+    """Generated texts of words, characters and spaces, with up to three masks."""
     parts = draw(st.lists(PIECES, max_size=10))
     for _ in range(draw(st.integers(0, 3))):
         parts.insert(draw(st.integers(0, len(parts))), draw(st.sampled_from(["[MASK]", " [MASK]", " [MASK] "])))
@@ -116,7 +116,7 @@ TARGETS = st.one_of(
 
 
 def without_ties(answer: Any) -> Any:
-    """The answer with predictions of equal score ordered by token: rounding may swap these."""
+    """An answer in which predictions of equal score are ordered by token, since rounding may swap them."""
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         groups: list[list[dict[str, Any]]] = [[]]
         for each in answer:
@@ -131,7 +131,7 @@ def without_ties(answer: Any) -> Any:
 def both(
     request: pytest.FixtureRequest, checkpoints: dict[str, Path], bundles: dict[str, Path]
 ) -> tuple[MaskFiller, Any]:
-    """A filler, and the pipeline on the same model; tokenizers of every family, cased and not."""
+    """A filler, and the pipeline with the same model; tokenizers of every family, cased and uncased."""
     from transformers import pipeline
 
     pipe = pipeline("fill-mask", model=str(checkpoints[request.param]), device="cpu")
@@ -139,7 +139,7 @@ def both(
 
 
 def test_generated_inputs(both: tuple[MaskFiller, Any]) -> None:
-    """The same answers, or an error here where there is one."""
+    """The same answers, or an error here if the pipeline raises one."""
     filler, pipe = both
     answered = 0
 

@@ -1,1 +1,1 @@
-"""Text to tokens and back, whatever the text."""
+"""Texts to tokens and back."""

@@ -1,4 +1,4 @@
-"""Odd and long texts: odd characters, other spellings, thousands of masks, one endless word."""
+"""Unusual and long texts: rare characters, other mask spellings, thousands of masks, one endless word."""
 
 import tracemalloc
 from pathlib import Path
@@ -24,7 +24,7 @@ from mlm_infer.tasks.score import _masked
     ],
 )
 def test_odd_texts(shipped: MaskFiller, text: str) -> None:
-    """Special tokens alone, NUL, right to left, marks upon marks, one endless word: what the user wrote is kept."""
+    """Special tokens, NUL, right-to-left text, combining marks, one endless word: the user's text is kept."""
     result = shipped.fill(text, top_k=3)
     assert len(result.masks) == text.count("[MASK]")
     for mask in result.masks:
@@ -37,7 +37,7 @@ def test_odd_texts(shipped: MaskFiller, text: str) -> None:
 
 
 def test_windows_are_placed_right_in_any_spelling(shipped: MaskFiller) -> None:
-    """A window of the user's text is that of the text in the model's own spelling, and the answers are the same."""
+    """Windows and answers do not depend on the spelling of the masks."""
     random = Random(3)
     for _ in range(2):
         words = random.choices(["the", "film", "Straße", "naïve", "e\u0301", "映画", "{}", "{} ", "{}"], k=600)
@@ -53,7 +53,7 @@ def test_windows_are_placed_right_in_any_spelling(shipped: MaskFiller) -> None:
 
 @pytest.mark.timeout(30)
 def test_a_text_of_many_masks_is_linear(shipped: MaskFiller) -> None:
-    """Where the windows of twelve thousand masks lie is found at once; a minute, where each looked at all others."""
+    """Placing the windows of 12,000 masks takes linear time; in quadratic time it took a minute."""
     (parts,) = shipped.model.encoder.try_encode(["<mask> " * 12_000], "window")
     assert not isinstance(parts, InputError)
     assert len(parts) == 12_000
@@ -62,7 +62,7 @@ def test_a_text_of_many_masks_is_linear(shipped: MaskFiller) -> None:
 
 
 def test_a_long_text_is_scored_in_little_memory(shipped: MaskFiller) -> None:
-    """The masked windows of a long text are made as they are asked about: all at once, they took 4 KB a token."""
+    """Masked windows are made on demand; all at once, they took 4 KB per token."""
     whole = shipped.model.encoder.whole("good " * 20_000, "the text", "window")
     tracemalloc.start()
     asked = [_masked(whole, place, "pll_word_l2r", 512, 103) for place in range(1, 20_001)]
@@ -74,7 +74,7 @@ def test_a_long_text_is_scored_in_little_memory(shipped: MaskFiller) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_text_that_is_one_word(bundles: dict[str, Path]) -> None:
-    """Scored within its word, a token looks no further than its window, whose last special token stays as it is."""
+    """With `pll_word_l2r`, the special token at the end of the window is not masked."""
     filler = MaskFiller(bundles["roberta"], precision="fp32")
     whole = filler.model.encoder.whole("ab" * 30_000, "the text", "window")
     assert len(set(whole.words[1:-1])) == 1

@@ -1,4 +1,4 @@
-"""Text that a vocabulary has no token for, and the token that stands for it."""
+"""Text without a token in the vocabulary, and the unknown token."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from mlm_infer import InputError, MaskFiller
 
 @pytest.fixture(scope="module", params=["bert", "albert"])
 def with_unknown(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> MaskFiller:
-    """A WordPiece and a SentencePiece vocabulary: both have a token for all that they do not know."""
+    """A WordPiece and a SentencePiece vocabulary, both with an unknown token."""
     return MaskFiller(bundles[request.param], precision="fp32")
 
 
 @pytest.mark.parametrize("word", ["😀", "[UNK]", "nice 😀", "😀🎉"])
 def test_unknown_text_is_no_candidate(with_unknown: MaskFiller, word: str) -> None:
-    """What becomes the unknown token, in whole or in part, is refused by name, alone and among others."""
+    """Targets and candidates that contain unknown text are rejected by name."""
     word = word.replace("[UNK]", with_unknown.model.encoder.vocabulary.token(unknown_id(with_unknown)))
     message = f"the (target|candidate) {word!r} contains text that is not in the vocabulary"
     for words in ([word], ["a", word]):
@@ -26,14 +26,14 @@ def test_unknown_text_is_no_candidate(with_unknown: MaskFiller, word: str) -> No
 
 
 def unknown_id(filler: MaskFiller) -> int:
-    """The id of the unknown token, which there has to be."""
+    """Return the id of the unknown token, which must exist."""
     found = filler.model.encoder.vocabulary.unknown_id
     assert found is not None
     return found
 
 
 def test_unknown_text_is_not_allowed(with_unknown: MaskFiller) -> None:
-    """`allow` passes it over, however it is written; with nothing else nothing is left."""
+    """`allow` ignores unknown words; if no other is left, it is an error."""
     unknown = with_unknown.model.encoder.vocabulary.token(unknown_id(with_unknown))
     known = with_unknown.fill("It was [MASK].", allow=["a", "the"])
     assert with_unknown.fill("It was [MASK].", allow=["a", "😀", unknown, "the"]) == known
@@ -44,7 +44,7 @@ def test_unknown_text_is_not_allowed(with_unknown: MaskFiller) -> None:
 
 
 def test_unknown_tokens_of_a_scored_text_are_marked(with_unknown: MaskFiller) -> None:
-    """A score is given, and says which of its tokens stand for text that has none."""
+    """Such tokens are scored as the unknown token, and marked."""
     (result,) = with_unknown.score(["the 😀 film"])
     found = [each.token for each in result.tokens if each.unknown]
     assert found == [with_unknown.model.encoder.vocabulary.token(unknown_id(with_unknown))]
@@ -52,7 +52,7 @@ def test_unknown_tokens_of_a_scored_text_are_marked(with_unknown: MaskFiller) ->
 
 
 def test_bytes_know_every_text(bundles: dict[str, Path]) -> None:
-    """A byte-level vocabulary ranks and scores emoji, each by its own bytes."""
+    """A byte-level vocabulary ranks and scores emoji by their bytes."""
     filler = MaskFiller(bundles["roberta"], precision="fp32")
     (ranked,) = filler.rank("It was <mask>.", ["😀", "🎉", "nice 😀"]).masks
     assert len({each.score for each in ranked}) == len({each.tokens for each in ranked}) == 3
@@ -63,7 +63,7 @@ def test_bytes_know_every_text(bundles: dict[str, Path]) -> None:
 
 
 def test_fill_may_predict_the_unknown_token(shipped: MaskFiller) -> None:
-    """As the pipeline does, among all the others; `words_only` and `deny` leave it out."""
+    """As in the pipeline; `words_only` and `deny` exclude it."""
     text, size, token = "The party was [MASK].", shipped.info.vocab_size, "[UNK]"
     everything = shipped.fill(text, top_k=size).masks[0].predictions
     assert token in {each.token for each in everything}
