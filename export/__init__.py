@@ -23,6 +23,7 @@ def __getattr__(name: str) -> Any:
         from . import budget, parity, run
     except ImportError as error:
         raise DependencyError(
-            f"exporting needs {error.name}; install it with: pip install 'mlm-infer[export,cpu]'"
+            f"exporting needs {error.name}; install it with: pip install 'mlm-infer[export,cpu]', or with Optimum: "
+            "pip install 'mlm-infer[optimum,cpu]'"
         ) from error
     return getattr({"export_bundle": run, "Budget": budget}.get(name, parity), name)

@@ -20,10 +20,20 @@ from .batches import Batch, shape_batches, text_batches
 from .fp16 import rounded_as_on_gpu, to_fp16
 from .int8 import quantize_within
 from .known_answers import known_answers
-from .parity import ParityCase, ParityReport, check_case, compare, fp32_distance, make_batches, mixes_padding, reference
+from .parity import (
+    ParityCase,
+    ParityReport,
+    check_case,
+    check_reads_text,
+    compare,
+    fp32_distance,
+    make_batches,
+    mixes_padding,
+    reference,
+)
 from .progress import Progress
 from .request import ExportRequest
-from .serving import PassError, ServingGraph, build_serving_graph
+from .serving import ServingGraph, build_serving_graph
 from .source import Checkpoint, open_source
 from .texts import Texts, own_texts, random_texts, read_texts, review_texts, sampled_texts
 from .to_torchscript import TORCHSCRIPT_INPUTS, torchscript_export
@@ -76,6 +86,7 @@ class ExportJob:
         compared: dict[str, Path] = {}
         if "onnx" in self._request.formats:
             serving = self._build_graph(work)
+            check_reads_text(self._request.model, self._source, self._mixed, self._inputs)
             self._write(serving, serving.model, bundle, self._source.precision)
             self._fit_texts(serving)
             if self._wanted("fp16"):
@@ -102,15 +113,11 @@ class ExportJob:
             self._source.vocabulary,
             self._mixed,
             without=self._request.without_passes,
-            # A pass may fail on a third-party export, which then does without; for our own exports it is an error.
-            on_failure=self._leave_out if foreign else None,
+            on_step=self._progress.say,
         )
         shutil.rmtree(work / "plain")
         self._inputs = serving.inputs
         return serving
-
-    def _leave_out(self, error: PassError) -> None:
-        self._progress.say(f"leaving out the pass {error.name}, which does not fit this graph")
 
     def _fit_texts(self, serving: ServingGraph) -> None:
         """Generate text with the model if the reviews do not suit its vocabulary."""

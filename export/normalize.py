@@ -48,10 +48,10 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
     ):
         each(model)
     graph = model.graph
-    _drop_identities(graph)
     forget_shapes(graph)
     _name_axes(graph, inputs)
     found = observe(model, inputs, token_id)
+    _drop_identities(graph, found)
     for node in list(graph):
         if node.op_type in DECOMPOSITIONS.get(node.domain, ()):
             DECOMPOSITIONS[node.domain][node.op_type](graph, node, found)
@@ -70,11 +70,15 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
     _lower_version(model)
 
 
-def _drop_identities(graph: ir.Graph) -> None:
-    """Take away the names that weights have twice; those in branches stay, which may give out what is not theirs."""
+def _drop_identities(graph: ir.Graph, found: Observed) -> None:
+    """Remove nodes that return their input as it is; those in branches stay, whose outputs may come from outside."""
     for node in list(graph):
-        source = node.inputs[0] if node.op_type == "Identity" else None
-        if source is not None and not node.outputs[0].is_graph_output():
+        source = node.inputs[0] if node.inputs else None
+        if source is None or node.outputs[0].is_graph_output() or node.domain not in ("", "ai.onnx"):
+            continue
+        kinds = [found.kinds.get(each.name or "") for each in (source, node.outputs[0])]
+        same = node.op_type == "Cast" and kinds[0] is not None and kinds[0] == kinds[1]
+        if node.op_type == "Identity" or same or (node.op_type == "Concat" and len(node.inputs) == 1):
             node.outputs[0].replace_all_uses_with(source)
             graph.remove(node, safe=True)
 

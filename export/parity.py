@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mlm_infer.bundle.manifest import TORCHSCRIPT
-from mlm_infer.errors import ExportError
+from mlm_infer.errors import ExportError, ModelError
 from mlm_infer.runtime.backend import Backend
 from mlm_infer.shared.tables import format_table
 
@@ -24,6 +24,7 @@ __all__ = [
     "ParityCase",
     "ParityReport",
     "check_case",
+    "check_reads_text",
     "compare",
     "fp32_distance",
     "make_batches",
@@ -44,6 +45,9 @@ round differently, with more effect on a model with confident predictions."""
 _SENTENCES = 250
 _TIE = 1e-4
 """Two logits this close in PyTorch are a tie; either order is correct."""
+
+_SAME = 1e-6
+"""Log-probabilities that differ by less between texts do not depend on the text."""
 
 
 Distance = tuple[float, float]
@@ -157,6 +161,31 @@ def reference(source: Source, batch: Batch, inputs: Sequence[str], *, everywhere
     found = source.logprobs(feeds(batch, inputs), inputs)
     result: NDArray[np.float32] = found.reshape(-1, found.shape[-1])[batch.flat]
     return result
+
+
+def check_reads_text(name: str, source: Source, batch: Batch, inputs: Sequence[str]) -> None:
+    """Reject a model that predicts the same for every text.
+
+    transformers loads a head that is tied in another way than it expects as zeros, without a warning
+    (huggingface/transformers#44931).
+
+    Args:
+        name: What the user calls the model.
+        source: The model.
+        batch: Texts that differ.
+        inputs: Names of the inputs to use.
+
+    Raises:
+        ModelError: Its predictions do not depend on the text.
+    """
+    if float(np.ptp(reference(source, batch, inputs, everywhere=True), axis=0).max()) >= _SAME:
+        return
+    if source.foreign:
+        raise ModelError(f"{name} predicts the same for every text; export it from its checkpoint again")
+    raise ModelError(
+        f"{name} predicts the same for every text: this version of transformers does not load the weights of "
+        "its head; use the version that the checkpoint was saved with (transformers_version in its config.json)"
+    )
 
 
 def mixes_padding(source: Source, batch: Batch, inputs: Sequence[str]) -> bool:

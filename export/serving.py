@@ -24,7 +24,7 @@ from .rows import flat_rows, move_rows_up, text_rows
 from .run_model import copy_model, open_model
 from .shapes import Shape, observe_shapes
 
-__all__ = ["PASSES", "PassError", "ServingGraph", "build_serving_graph"]
+__all__ = ["PASSES", "ServingGraph", "build_serving_graph"]
 
 PASSES = ("normalize", "fusions", "attention", "rows")
 """What is done to a graph for speed alone, in this order; each is checked and can be left out."""
@@ -36,16 +36,8 @@ _IR_VERSION = 9
 _TOLERANCE = 1e-3
 
 
-class PassError(ExportError):
-    """A graph pass that failed, or changed the logits.
-
-    Attributes:
-        name: The pass, one of `PASSES`.
-    """
-
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"the graph pass {name!r} {problem}; export without it: --no-pass {name}")
-        self.name = name
+class _PassError(Exception):
+    """A graph pass failed or changed the logits; the message completes "the pass, which"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +67,20 @@ def build_serving_graph(
     batch: Batch,
     *,
     without: Sequence[str] = (),
-    on_failure: Callable[[PassError], None] | None = None,
+    on_step: Callable[[str], None],
 ) -> ServingGraph:
     """Apply each pass to an exported graph, compare its logits with those before, and add the serving head.
 
+    A pass that fails on this graph, or changes its logits, is left out: the graph is right without it, only slower.
+
     Args:
-        path: What `optimum_export` wrote.
+        path: The exported graph.
         vocabulary: Width of the logits.
         batch: Texts of several lengths, to check each pass on.
         without: Names of `PASSES` to leave out.
-        on_failure: Told of a pass that does not fit the graph, which is left out then; None raises its error.
+        on_step: Called with a line for each pass that does not fit this graph.
 
     Raises:
-        PassError: A pass changed the answers, or failed.
         ExportError: ONNX Runtime cannot run the graph.
     """
     build = _Build(path, vocabulary, batch)
@@ -99,14 +92,12 @@ def build_serving_graph(
         before = copy(build)
         before.model, before.fusions, before.shapes = copy_model(build.model), dict(build.fusions), dict(build.shapes)
         try:
-            with _named(name):
+            with _failures():
                 apply(build)
                 found = build.logits()
-            _check(name, found, build.expected)
-        except PassError as error:
-            if on_failure is None:
-                raise
-            on_failure(error)
+            _check(found, build.expected)
+        except _PassError as error:
+            on_step(f"leaving out the graph pass {name}, which {error}")
             build = before
     return build.finish()
 
@@ -170,11 +161,12 @@ class _Build:
         if self._rows is None:
             # Without the pass the rows are selected where they are asked for: at the logits.
             try:
-                self._add_head({})
-                found = self.logits()
-            except Exception as error:
-                raise ExportError(f"this graph cannot be made to serve masks: {first_line(error):.300}") from error
-            _check("rows", found, self.expected)
+                with _failures():
+                    self._add_head({})
+                    found = self.logits()
+                _check(found, self.expected)
+            except _PassError as error:
+                raise ExportError(f"the serving head cannot be added to this graph: it {error}") from error
         assert self._rows is not None  # noqa: S101
         return ServingGraph(self.model, self._inputs, self.fusions, self._rows)
 
@@ -212,18 +204,16 @@ class _Build:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say of any failure which pass it was in: a graph may hold what nobody has seen."""
+def _failures() -> Iterator[None]:
+    """Turn any failure into that of the pass: a third-party graph may contain what no pass was tested on."""
     try:
         yield
-    except PassError:
-        raise
     except Exception as error:
         kind = "" if isinstance(error, MlmInferError) else f"{type(error).__name__}: "
-        raise PassError(name, f"failed ({kind}{first_line(error):.300})") from error
+        raise _PassError(f"failed ({kind}{first_line(error):.300})") from error
 
 
-def _check(name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+def _check(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
     if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise PassError(name, f"changed the logits by {difference:.1e}")
+        raise _PassError(f"changed the logits by {difference:.1e}")

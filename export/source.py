@@ -145,9 +145,12 @@ class Checkpoint:
         self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Run PyTorch with its head at the rows alone, where that gives the same logits."""
-        ids, attention = (torch.from_numpy(arrays[name]) for name in ("input_ids", "attention_mask"))
-        if self._fast is None:
-            self._fast = rows_are_exact(self.model, ids, attention)
+        # FNet takes no attention mask, and the head at rows is written for models that do.
+        if "attention_mask" not in inputs:
+            self._fast = False
+        if self._fast is not False:
+            ids, attention = (torch.from_numpy(arrays[name]) for name in ("input_ids", "attention_mask"))
+            self._fast = self._fast or rows_are_exact(self.model, ids, attention)
         if not self._fast:
             everywhere = self.logprobs(arrays, inputs)
             return everywhere.reshape(-1, everywhere.shape[-1])[rows]

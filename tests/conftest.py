@@ -77,7 +77,7 @@ def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
             folder / name,
             # Of SqueezeBERT's layers, convolutions, int8 would leave most as they are.
             precisions=["fp32"] if name == "squeezebert" else ["fp32", "int8"],
-            calibration_data=text if name != "esm" else None,
+            calibration_data=None if name in ("esm", "esmc") else text,
             budget=BUDGET,
         )
         return folder / name

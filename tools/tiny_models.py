@@ -275,7 +275,6 @@ _SINCE_TRANSFORMERS_5: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], d
     "gte": (partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS), {}),
     "jina_embeddings_v3": (partial(_unigram, "XLMRobertaTokenizerFast", _ROBERTA_TOKENS), {}),
     "luke": (_roberta_bpe, _OFFSET | {"entity_vocab_size": 10, "entity_emb_size": 8}),
-    "neomme": (_generic_bpe, _GATED | {"hidden_act": "relu2"}),
     "nomic_bert": (partial(_word_piece, "BertTokenizerFast"), {"head_dim": 8}),
     "roberta-prelayernorm": (_roberta_bpe, _OFFSET),
     "roc_bert": (partial(_word_piece, "BertTokenizerFast"), {}),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlm_infer.errors import DependencyError, ModelError, first_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["max_length", "open_checkpoint", "special_ends"]
 
@@ -31,12 +31,13 @@ def open_checkpoint(
         DependencyError: Its tokenizer needs a package that is not installed.
     """
     import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
     path = Path(model).expanduser()
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{model} is not a checkpoint: it contains no config.json")
     try:
+        _check_task(model, AutoConfig.from_pretrained(model, trust_remote_code=False))
         # A bar for reading files that are on the disk already; that of the download is huggingface-hub's.
         with _no_bars():
             loaded, info = AutoModelForMaskedLM.from_pretrained(
@@ -52,16 +53,38 @@ def open_checkpoint(
             f"the tokenizer of {model} is written in Python and needs another package: "
             f"{' '.join(str(error).split())} (to train; to export it, it must have a tokenizer.json instead)"
         ) from error
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(f"cannot load {model} as a masked language model: {first_line(error)}") from error
     if tokenizer.mask_token_id is None:
         raise ModelError(f"the tokenizer of {model} has no mask token, so nothing can be masked")
-    embeddings = loaded.get_input_embeddings().weight.shape[0]
+    table = getattr(loaded.get_input_embeddings(), "weight", None)
+    if table is None:
+        raise ModelError(f"{model} is a {loaded.config.model_type} model, which has no table of token embeddings")
+    embeddings = table.shape[0]
     if len(tokenizer) > embeddings:
         raise ModelError(
             f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only {embeddings} embeddings"
         )
     return loaded, tokenizer, sorted(info["missing_keys"])
+
+
+def _check_task(model: str, config: "PretrainedConfig") -> None:
+    """Reject by its architecture what transformers may load as a masked language model, or names in many lines."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, __version__
+
+    kind, problem = f"{model} is a {config.model_type} model", ""
+    if getattr(config, "is_encoder_decoder", False):
+        problem = "which predicts with a decoder"
+    elif getattr(config, "is_decoder", False) or (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    ):
+        problem = "which predicts from left to right"
+    elif type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        problem = f"for which transformers {__version__} has no masked-language-model head"
+    if problem:
+        raise ModelError(f"{kind}, {problem}; choose a masked language model, such as one of BERT or RoBERTa")
 
 
 @contextmanager

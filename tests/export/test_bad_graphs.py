@@ -254,9 +254,8 @@ def test_a_pass_that_fails_is_left_out(name: str, plain: Path, tmp_path: Path, m
     monkeypatch.setattr(serving._Build, methods[name], spoil)
     said: list[str] = []
     report = export_bundle(str(plain / "model.onnx"), tmp_path / "out", on_step=said.append)
-    assert [line for line in said if "leaving out" in line] == [
-        f"leaving out the pass {name}, which does not fit this graph"
-    ]
+    (line,) = [line for line in said if "leaving out" in line]
+    assert line.startswith(f"leaving out the graph pass {name}, which failed (")
     assert max(case.score_difference for case in report.cases) <= 1e-5
 
 

@@ -215,11 +215,17 @@ def test_head_without_weights(base: Path, tmp_path: Path) -> None:
 
 def test_not_a_masked_language_model(tmp_path: Path) -> None:
     """A model of another kind, a folder without a configuration, and a name that is nowhere."""
-    from transformers import GPT2Config
+    from transformers import BertConfig, GPT2Config, T5Config, ViTConfig
 
-    GPT2Config(n_layer=1).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(ModelError, match="cannot load"):
-        export_bundle(str(tmp_path / "gpt2"), tmp_path / "out")
+    for config, problem in (
+        (GPT2Config(n_layer=1), "gpt2 model, which predicts from left to right"),
+        (BertConfig(is_decoder=True), "bert model, which predicts from left to right"),
+        (T5Config(), "t5 model, which predicts with a decoder"),
+        (ViTConfig(), "vit model, for which transformers .* has no masked-language-model head"),
+    ):
+        config.save_pretrained(tmp_path / config.model_type)
+        with pytest.raises(ModelError, match=rf"is a {problem}; choose a masked language model"):
+            export_bundle(str(tmp_path / config.model_type), tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):
         export_bundle(str(tmp_path / "empty"), tmp_path / "out")

@@ -1,8 +1,12 @@
-"""The architectures that Optimum exports for fill-mask."""
+"""The architectures of the installed transformers that can be trained, and those that its exporter exports."""
 
-__all__ = ["ARCHITECTURES"]
+import importlib.metadata
 
-ARCHITECTURES = [
+__all__ = ["ARCHITECTURES", "EXPORTED", "IS_5", "UNFUSED"]
+
+IS_5 = importlib.metadata.version("transformers").startswith("5.")
+
+_OF_BOTH = [
     "albert",
     "bert",
     "big_bird",
@@ -29,3 +33,44 @@ ARCHITECTURES = [
     "xlm",
     "xlm-roberta",
 ]
+_OF_5 = [
+    "ernie",
+    "esmc",
+    "eurobert",
+    "fnet",
+    "gte",
+    "jina_embeddings_v3",
+    "luke",
+    "nomic_bert",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "ultrabert",
+    "xlm-roberta-xl",
+    "xmod",
+]
+
+ARCHITECTURES = [*_OF_BOTH, *(_OF_5 if IS_5 else ())]
+"""Those of tools/tiny_models.py, in its order."""
+
+# transformers' own exporter takes the number of Longformer's windows for a constant.
+EXPORTED = [name for name in ARCHITECTURES if not (IS_5 and name == "longformer")]
+
+UNFUSED = {
+    "convbert",
+    "deberta",
+    "deberta-v2",
+    "esm",
+    "esmc",
+    "eurobert",
+    "fnet",
+    "gte",
+    "jina_embeddings_v3",
+    "longformer",
+    "modernbert",
+    "nomic_bert",
+    "nystromformer",
+    "roformer",
+    "squeezebert",
+    "ultrabert",
+}
+"""Rotated queries, positions that depend on the content, windows, convolutions, no attention: as they were exported."""
