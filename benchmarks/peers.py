@@ -54,7 +54,6 @@ def main(
     from .avx2 import avx2_environment
     from .compare import Machine, machine_peak
     from .prepare import OPENVINO
-    from .report import markdown, save_chart
     from .worker import ON_DEVICE
 
     held = ON_DEVICE[device]
@@ -91,7 +90,13 @@ def main(
             results["derived"][shape] = derived
     if trained:
         results["quality"] = _measure_quality(setup, trained)
-    output = output or HERE / "results" / f"{results['date']}.json"
+    _write(results, output or HERE / "results" / f"{results['date']}.json")
+
+
+def _write(results: dict[str, Any], output: Path) -> None:
+    """Write the figures as JSON, a table and a chart, and print the table."""
+    from .report import markdown, save_chart
+
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")

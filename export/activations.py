@@ -103,6 +103,7 @@ def _overflow(
 def simulate(plan: ActivationPlan, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return activations after quantization and dequantization, with outlier columns added."""
     result = _round(plan, values)
+    # Each round of columns carries what the rounds before it clipped.
     rest = values
     for channels in plan.extra:
         rest = rest - np.clip(rest, plan.low, plan.high)
@@ -111,6 +112,7 @@ def simulate(plan: ActivationPlan, values: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def _round(plan: ActivationPlan, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    # The same arithmetic as QuantizeLinear and DequantizeLinear, so that the estimate equals what the graph computes.
     steps = np.clip(np.rint(values / plan.scale) + plan.zero_point, 0, 255)
     result: NDArray[np.float32] = ((steps - plan.zero_point) * plan.scale).astype(np.float32)
     return result
@@ -131,6 +133,7 @@ def add_quantized(graph: ir.Graph, activation: ir.Value, plan: ActivationPlan) -
         rest = activation
         held = np.arange(activation_width(plan))
         for channels in plan.extra:
+            # `rest` holds the channels of the last round only, so channel numbers become positions among those.
             index = np.searchsorted(held, channels)
             picked = _pick(graph, rest, index)
             cut = add_node(graph, "Clip", [picked, low, high])

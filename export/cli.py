@@ -97,6 +97,7 @@ def export(
     if "onnx" not in formats and list(chosen) != ["fp32"]:
         raise InputError(f"TorchScript is fp32, so {', '.join(chosen)} needs --format onnx as well")
 
+    # torch is imported from here on: `--help` and wrong usage must answer at once.
     from . import Budget, export_bundle
 
     with _bar() as (say, show):

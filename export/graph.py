@@ -77,6 +77,7 @@ def add_serving_head(model: ir.Model, vocabulary: int) -> tuple[ir.Node, ir.Node
     k = new_input("k", [1])
     candidates = new_input("candidates", ["rows", "candidates"])
 
+    # Identity nodes as markers: the row pass replaces each by a selection, as close to the inputs as it can.
     by_text = add_node(graph, "Identity", [everything])
     by_row = add_node(graph, "Identity", [by_text])
     _replace_outputs(graph, by_row, k, candidates, vocabulary)
@@ -130,6 +131,7 @@ def forget_shapes(graph: ir.Graph) -> None:
 
 def clean(model: ir.Model) -> None:
     """Remove unused nodes and duplicate subexpressions, and sort the nodes topologically."""
+    # Duplicates first, since merging them leaves unused nodes.
     for each in (
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),

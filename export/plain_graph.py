@@ -41,6 +41,7 @@ def check_task(path: Path, config: Mapping[str, Any]) -> None:
     Raises:
         ModelError: The configuration names a causal model class, or sets `is_decoder`.
     """
+    # The file is a third party's: no field is certain to be there, or to have the right type.
     kinds = config.get("architectures") or []
     named = [each for each in kinds if isinstance(each, str)] if isinstance(kinds, list) else []
     causal = [each for each in named if each.endswith(_GENERATION)]
@@ -79,6 +80,7 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def precision_in(model: onnx.ModelProto) -> str:
     """Return the precision of a graph's weights; third-party file names are not reliable."""
+    # Counted in elements: a graph of any precision also has shapes and scales in other types.
     sizes: dict[int, int] = {}
     for tensor in model.graph.initializer:
         if (count := int(np.prod(tensor.dims))) >= _MATRIX:

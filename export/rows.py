@@ -136,6 +136,7 @@ def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selec
         if not bad:
             break
         refused.update(bad)
+    # A value that several nodes need at the rows is selected once.
     gathered: dict[ir.Value, ir.Value] = {}
 
     def selected(value: ir.Value, before: ir.Node) -> ir.Value:
@@ -149,6 +150,7 @@ def move_rows_up(graph: ir.Graph, end: ir.Node, shapes: Shapes, selection: Selec
             shapes[chosen.name] = shape
         return gathered[value]
 
+    # In graph order, so that a selection is inserted before the first node that needs it.
     order = [node for node in graph if node in wanted]
     for node in order:
         for index, axis in enumerate(wanted[node]):
@@ -231,6 +233,7 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
     if op in _ELEMENTWISE:
         return _broadcast_axes(axis, inputs, output)
     if op in _NORMS:
+        # A norm over the last axis treats rows independently. The fused variants also have a residual input.
         skip = op.startswith("Skip")
         at = node.attributes.get_int("axis", -1)
         if axis >= (at if at >= 0 else len(output) + at):
@@ -239,6 +242,7 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
             return [axis, axis, *rest[1:]] if inputs[0] == inputs[1] else None
         return [axis, *rest]
     if op in ("Softmax", "LogSoftmax"):
+        # Over any other axis than that of the rows, such as the keys of attention scores.
         at = node.attributes.get_int("axis", -1)
         return [axis] if axis != (at if at >= 0 else len(output) + at) else None
     if op in _REDUCTIONS:
@@ -270,6 +274,7 @@ def _broadcast_axes(axis: int, inputs: Sequence[Shape], output: Shape) -> list[i
 
 
 def _matmul_axes(axis: int, inputs: Sequence[Shape], output: Shape) -> list[int | None] | None:
+    # Rows of the product are rows of the left factor; the right one, weights or keys, is needed whole.
     left, right = inputs
     if axis != len(output) - 2 or len(left) != len(output) or len(right) < 2:
         return None

@@ -54,6 +54,7 @@ def observe(model: ir.Model, inputs: Sequence[str], token_id: int) -> Observed:
     Raises:
         ExportError: ONNX Runtime cannot run the model.
     """
+    # All intermediate values become outputs, in a session that optimizes nothing away.
     names = [output.name or "" for node in model.graph for output in node.outputs if output.name]
     kept = {output.name for output in model.graph.outputs}
     session = open_model(model, optimize=False, outputs=tuple(name for name in names if name not in kept))
@@ -107,6 +108,7 @@ def _feeds(inputs: Sequence[str], batch: int, length: int, token_id: int) -> dic
 def _symbolic(shapes: Sequence[tuple[int, ...]], probes: Sequence[tuple[int, int]]) -> Shape:
     if len({len(each) for each in shapes}) != 1:
         return ("?",)
+    # A dimension that changes from run to run as the batch does is the batch; likewise for the length.
     batches, lengths = zip(*probes, strict=True)
     symbols = {batches: "B", lengths: "L"}
     return tuple(sizes[0] if len(set(sizes)) == 1 else symbols.get(sizes, "?") for sizes in zip(*shapes, strict=True))

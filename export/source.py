@@ -104,6 +104,7 @@ class Checkpoint:
         folder = Path(model).expanduser()
         if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             files = [*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")]
+            # A folder with an export instead of weights: transformers would only say that weights are missing.
             exports = onnx_files([each.relative_to(folder).as_posix() for each in files])
             if exports:
                 file = folder / next(iter(exports.values()))
@@ -212,6 +213,7 @@ class OnnxFile:
         graph = read_graph(path)
         check_operators(path, graph)
         self.precision = precision_in(graph) if named == "fp32" else named
+        # Third-party graphs may take int32, so inputs are converted to the type of each.
         self._kinds = input_types(path, graph)
         self.exporter = f"{graph.producer_name} {graph.producer_version}".strip() or "an unnamed program"
         try:
@@ -230,6 +232,7 @@ class OnnxFile:
 
     def _width(self, token: int) -> int:
         """Run the file once, and return the width of its logits."""
+        # Two texts of seven tokens: a graph with a fixed batch or length fails here, whatever shapes it declares.
         ids = np.full((2, 7), token)
         try:
             logits = self._logits({"input_ids": ids, "attention_mask": np.ones_like(ids)})
@@ -279,6 +282,7 @@ class OnnxFile:
     def logprobs(self, arrays: Mapping[str, NDArray[np.int64]], inputs: Sequence[str]) -> NDArray[np.float32]:
         """Run the file."""
         logits = self._logits({name: arrays[name] for name in inputs})
+        # log-softmax, with the maximum subtracted so that exp cannot overflow.
         shifted = logits.astype(np.float32) - logits.max(axis=-1, keepdims=True)
         result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         return result

@@ -84,6 +84,7 @@ def review_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 def random_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return texts of random tokens."""
+    # Meaningless text suffices to compare the logits of two graphs, but not to calibrate.
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
     random = np.random.default_rng(0)
     return [random.choice(ordinary, 16).tolist() for _ in range(200)]
