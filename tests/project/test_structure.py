@@ -230,10 +230,10 @@ def test_what_is_long_says_why(folder: str) -> None:
 
 
 def test_the_source_tree_of_contributing_names_every_module() -> None:
-    """Of the packages, by its stem; and every folder of tests."""
+    """Every module of the packages and tools by its stem, and every folder of tests."""
     tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[3]
     named = set(re.findall(r"\w+", tree))
-    for folder in ("mlm_infer", *PARTS):
+    for folder in ("mlm_infer", *PARTS, "tools"):
         modules = {path.stem for path in (ROOT / folder).rglob("*.py") if not path.stem.startswith("__")}
         assert modules <= named, folder
     assert {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")} <= named
