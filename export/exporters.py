@@ -1,7 +1,7 @@
-"""Which exporter turns a checkpoint into an ONNX graph: the one that the installed transformers works with.
+"""Selects the exporter that the installed transformers works with.
 
-transformers below 4.58 exports through optimum-onnx, transformers from 5.13 on by itself. Between them there is none.
-What the two do differently stays in their own modules, `optimum_exporter` and `transformers_exporter`.
+Below 4.58 that is optimum-onnx, from 5.13 the exporter of transformers itself; in between there is none. The
+differences between the two are confined to `optimum_exporter` and `transformers_exporter` (docs/stacks.md).
 """
 
 import importlib.metadata
@@ -35,40 +35,41 @@ _ADVICE = (
 
 
 class Exporter(Protocol):
-    """Writes the graph of a checkpoint.
+    """Writes the ONNX graph of a checkpoint.
 
     Attributes:
-        name: How it is asked for.
+        name: Its name in `--exporter` and in the manifest.
     """
 
     name: ExporterName
 
     def export(self, model: "PreTrainedModel", folder: Path, tokenizer_inputs: Sequence[str]) -> Path:
-        """Export a masked language model with its logits at every position, in the version `OPSET`.
+        """Export a masked language model with logits at every position, in ONNX opset `OPSET`.
 
         Args:
             model: The model, with eager attention, in fp32.
-            folder: Where to write; it does not exist yet.
+            folder: Folder to create.
             tokenizer_inputs: `model_input_names` of its tokenizer.
 
         Returns:
             Path of the ONNX file.
 
         Raises:
-            ModelError: The architecture cannot be exported, or text alone is not enough for it.
+            ModelError: The architecture cannot be exported, or has inputs other than text.
             ExportError: The export failed.
         """
         ...
 
 
 def choose_exporter(wanted: ExporterName | None = None) -> Exporter:
-    """Return an exporter that works here.
+    """Return the exporter for the installed transformers.
 
     Args:
-        wanted: Its name; None takes the one that fits the installed transformers.
+        wanted: The expected exporter; None accepts either.
 
     Raises:
-        DependencyError: What it needs is not installed, or not in a version that it works with.
+        DependencyError: There is no exporter for this version of transformers, it is not the expected one, or its
+            package is not installed.
     """
     version = importlib.metadata.version("transformers")
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
@@ -95,23 +96,28 @@ def choose_exporter(wanted: ExporterName | None = None) -> Exporter:
 
 
 def text_inputs(taken: Sequence[str], tokenizer_inputs: Sequence[str]) -> list[str]:
-    """Return the inputs that a graph should have: what the tokenizer gives and no more.
+    """Return the inputs of the graph: the tokenizer's outputs that the model accepts.
 
-    To XLM token types are word embeddings, and zeros would add that of token 0 to every token.
+    A model may accept more: XLM treats token types as word embeddings, so that zeros would add the embedding of token 0
+    to every token.
 
     Args:
-        taken: What the model can take.
-        tokenizer_inputs: What its tokenizer gives.
+        taken: Parameters of the model's `forward`.
+        tokenizer_inputs: `model_input_names` of its tokenizer.
     """
     given = {"input_ids", "attention_mask", *tokenizer_inputs}
     return [name for name in ENCODER_INPUTS if name in given and name in taken]
 
 
 def refuse_inputs(architecture: str, strange: Sequence[str]) -> None:
-    """Refuse a model that a text alone is not enough for.
+    """Reject a model with inputs other than text.
+
+    Args:
+        architecture: `model_type` of its configuration.
+        strange: Names of these inputs.
 
     Raises:
-        ModelError: There are such inputs.
+        ModelError: There are any.
     """
     if strange:
         raise ModelError(

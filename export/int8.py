@@ -20,7 +20,7 @@ from .quantization_plan import LayerReport, QuantizationPlan, Step, make_plan
 from .quantize import apply_plan
 from .run_model import copy_model, open_model
 
-__all__ = ["Budget", "Int8Report", "quantize_within"]
+__all__ = ["Int8Report", "quantize_within"]
 
 _LARGEST_SHARE = 0.6
 """Maximum size of an int8 file relative to fp32; a larger one has too little advantage."""

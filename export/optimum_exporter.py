@@ -1,4 +1,4 @@
-"""The exporter of optimum-onnx, which works with transformers below 4.58."""
+"""Exports through optimum-onnx, which requires transformers below 4.58."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,10 @@ from .exporters import OPSET, ExporterName, refuse_inputs, text_inputs
 __all__ = ["Optimum"]
 
 _LEFT_OUT = frozenset(["global_attention_mask"])
-"""Inputs that Optimum offers and transformers leaves out when it fills masks."""
+"""Inputs of Optimum's exports that transformers does not use for fill-mask."""
+
 _TRACED_LENGTH = 13
-"""Odd, so that a model which pads to a multiple of its window is seen to pad."""
+"""Odd, so that the padding of a model that pads to a multiple of its window becomes part of the graph."""
 
 
 class Optimum:
@@ -68,7 +69,7 @@ def _export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str
 
 
 def _check_segments(config: Any) -> None:
-    """Refuse a Nystromformer whose landmarks are means over segments of a text of one length only."""
+    """Reject a Nystromformer whose landmarks are means over segments of texts of exactly one length."""
     length, landmarks = (getattr(config, name, None) for name in ("segment_means_seq_len", "num_landmarks"))
     if length != landmarks:
         raise ModelError(
@@ -80,7 +81,7 @@ def _check_segments(config: Any) -> None:
 
 @contextmanager
 def _traceable_windows() -> Iterator[None]:
-    """Let Longformer cut its overlapping windows by index: strides would be those of the traced length for good."""
+    """Let Longformer select its overlapping windows by index: strides would be constants of the traced length."""
     original = torch.Tensor.as_strided
 
     def windows(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:

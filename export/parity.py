@@ -16,7 +16,7 @@ from mlm_infer.runtime.backend import Backend
 from mlm_infer.shared.tables import format_table
 
 from .batches import Batch, feeds, shape_batches, text_batches
-from .int8 import Budget
+from .budget import Budget
 from .source import Source
 
 __all__ = [

@@ -122,7 +122,7 @@ class _Build:
 
     @property
     def _inputs(self) -> tuple[str, ...]:
-        """Names of the encoder's inputs; one that nothing in the graph takes is dropped on the way."""
+        """Names of the encoder's inputs; `normalize` removes those that no node uses."""
         return tuple(each.name for each in self.model.graph.inputs if each.name in ENCODER_INPUTS)
 
     def logits(self) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The exporter of transformers itself, on torch.export, there since transformers 5.13."""
+"""Exports through transformers' own exporter, which is based on `torch.export` (since transformers 5.13)."""
 
 import inspect
 import io
@@ -19,13 +19,13 @@ from .exporters import OPSET, ExporterName, refuse_inputs, text_inputs
 __all__ = ["Transformers"]
 
 _BEYOND_TEXT = ("bbox", "pixel_values", "inputs", "spatial_shapes")
-"""Inputs that say of a model that it reads more than text: positions on a page, images."""
+"""Inputs of models that read more than text: positions on a page, images, bytes."""
 
 _LARGEST_FILE = 1 << 30
-"""Bytes of weights that are written into the graph; protobuf ends at two gigabytes."""
+"""Maximum size of weights, in bytes, that are stored in the graph file: protobuf is limited to 2 GiB."""
 
 _LENGTHS = (13, 8)
-"""Of the two texts it is traced with: padding, so that no path for texts without any is taken for good."""
+"""Of the two sample texts. The second has padding: transformers skips the attention mask for samples without any."""
 
 
 class Transformers:
@@ -48,10 +48,10 @@ class Transformers:
         with quiet("transformers", "torch", "onnxscript", "onnx_ir"), redirect_stdout(io.StringIO()):
             try:
                 program = OnnxExporter().export(model, sample, config=config).program
-            except Exception as error:  # torch.export raises what the model's own code does under it
+            except Exception as error:  # the model's own code runs in torch.export and may raise anything
                 raise ExportError(
-                    f"transformers could not export this {architecture}: {_reason(error)}; "
-                    "Optimum may, where transformers is below 4.58: pip install 'mlm-infer[optimum]'"
+                    f"transformers cannot export this {architecture}: {_reason(error)}; "
+                    "try Optimum with transformers below 4.58: pip install 'mlm-infer[optimum]'"
                 ) from error
         folder.mkdir()
         path = folder / "model.onnx"
@@ -72,7 +72,7 @@ def _sample(names: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what went wrong first: torch.onnx wraps it in a report of many lines."""
+    """Return the message of the first cause: torch.onnx wraps it in a report of many lines."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)[:300]

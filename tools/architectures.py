@@ -88,7 +88,15 @@ def measure(architecture: str, work: Path, *, timed: bool) -> dict[str, Any]:
         void = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
         wide = BUILDERS[architecture](work / "wide", sizes=WIDE)
         export_bundle(str(wide), work / "wide-bundle", precisions=precisions, budget=void)
-        command = [sys.executable, "-m", "mlm_infer.benchmarks", str(work / "wide-bundle"), "--against", str(wide), "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlm_infer.benchmarks",
+            str(work / "wide-bundle"),
+            "--against",
+            str(wide),
+            "--json",
+        ]
         done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
         found["bench"] = json.loads(done.stdout)
     return found
@@ -132,7 +140,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 @click.command()
 @click.argument("architectures", nargs=-1, type=click.Choice(list(BUILDERS)))
-@click.option("--work", type=click.Path(path_type=Path), default=ROOT / f".work/architectures-{MAJOR}", show_default=True)
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=ROOT / f".work/architectures-{MAJOR}", show_default=True
+)
 @click.option("--speed/--no-speed", default=True, help="Time them against the transformers pipeline.")
 def main(architectures: tuple[str, ...], work: Path, speed: bool) -> None:
     """Measure ARCHITECTURES (default: all), and update their rows of the table of the installed transformers."""

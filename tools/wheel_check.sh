@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the wheel, install it with [cpu] alone into an empty environment, and fill a mask from another folder.
+# Build the wheel, install it with [cpu] alone into an empty environment of $PYTHON, and fill a mask from another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 rm -rf build
 python -m build --wheel --outdir "$work/dist" . > "$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
-python -m venv "$work/venv"
+"${PYTHON:-python}" -m venv "$work/venv"
 wheel=$(echo "$work"/dist/*.whl)
 "$work/venv/bin/pip" install -q -c constraints-optimum.txt "$wheel[cpu]"
 cd "$work"
