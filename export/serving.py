@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from mlm_infer.bundle.interface import ENCODER_INPUTS
-from mlm_infer.errors import ExportError, MlmInferError, first_line
+from mlm_infer.errors import ExportError, MlmInferError, ModelError, first_line
 
 from .attention import fuse_attention
 from .batches import Batch, feeds
@@ -81,6 +81,7 @@ def build_serving_graph(
         on_step: Called with a line for each pass that does not fit this graph.
 
     Raises:
+        ModelError: The logits are not numbers.
         ExportError: ONNX Runtime cannot run the graph.
     """
     build = _Build(path, vocabulary, batch)
@@ -106,18 +107,22 @@ class _Build:
     """A graph between export and serving, with the passes applied so far."""
 
     def __init__(self, path: Path, vocabulary: int, batch: Batch) -> None:
-        self.model = ir.load(path)
         self.fusions: dict[str, int] = {}
         self._vocabulary, self._batch = vocabulary, batch
         self._rows: tuple[int, int] | None = None
         self.shapes: _Shapes = {}
         try:
+            self.model = ir.load(path)
             ir.external_data.load_to_model(self.model)
+            # ONNX Runtime accepts nodes in any order, onnx-ir only after those whose outputs they use.
+            common.TopologicalSortPass()(self.model)
             self.expected = self.logits()
         except MlmInferError:
             raise
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        except Exception as error:  # onnxruntime's and onnx-ir's exceptions share no base but Exception
             raise ExportError(f"the exported graph cannot be run: {first_line(error)}") from error
+        if np.isnan(self.expected).any():
+            raise ModelError("the logits of the model are not numbers (NaN), so its weights are damaged; copy it again")
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(self.model)
 
     @property

@@ -5,7 +5,9 @@ python -m tests.soak.fuzz texts 1000 7
 Each part ends in a right answer or an MlmInferError. It runs in a process of its own, so that a crash is seen.
 """
 
+import atexit
 import base64
+import functools
 import json
 import math
 import shutil
@@ -24,7 +26,7 @@ from mlm_infer import InputError, MaskFiller, MlmInferError
 from mlm_infer.bundle.manifest import hash_file
 from mlm_infer.results import FillResult
 from tests.helpers.hostile import with_graph, with_tokenizer
-from tests.helpers.paths import SHIPPED
+from tests.helpers.paths import ROOT, SHIPPED
 
 from .texts import any_text
 
@@ -221,12 +223,47 @@ def fuzz_graphs(_filler: MaskFiller, random: Random) -> str:
     return "answered"
 
 
+@functools.cache
+def _exported() -> bytes:
+    """Return the ONNX file of a tiny BERT, which is written beside its tokenizer."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from graph_corpus import write_file
+    from tiny_models import BUILDERS
+
+    return write_file(BUILDERS["bert"](_scratch() / "checkpoint"), "traced", _scratch() / "file").read_bytes()
+
+
+@functools.cache
+def _scratch() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
+def fuzz_exports(_filler: MaskFiller, random: Random) -> str:
+    """Export a damaged ONNX file of a tiny BERT, every fourth to int8 too; what becomes a bundle gives its answers."""
+    import onnx
+    from mlm_infer.export import export_bundle
+
+    from tests.helpers.mutations import MUTATIONS
+
+    graph = onnx.load_from_string(_exported())
+    random.choice(MUTATIONS)(graph, random)
+    (_scratch() / "file/model.onnx").write_bytes(graph.SerializeToString())
+    precisions = random.choice([["fp32"], ["fp32"], ["fp32"], ["fp32", "int8"]])
+    file, bundle = _scratch() / "file/model.onnx", _scratch() / "bundle"
+    export_bundle(str(file), bundle, precisions=precisions, overwrite=True)
+    check_answer(PROBE, MaskFiller(bundle, device="cpu", threads=1).fill(PROBE, top_k=1))
+    return "answered"
+
+
 PARTS: dict[str, Callable[[MaskFiller, Random], str]] = {
     "texts": fuzz_texts,
     "arguments": fuzz_arguments,
     "bundles": fuzz_bundles,
     "tokenizers": fuzz_tokenizers,
     "graphs": fuzz_graphs,
+    "exports": fuzz_exports,
 }
 
 

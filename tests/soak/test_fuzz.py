@@ -11,15 +11,15 @@ from tests.helpers.paths import ROOT
 from tests.helpers.sizes import report, sizes
 
 _BATCH = 5_000
-_SHARES = {"texts": 0.7, "arguments": 0.2, "bundles": 0.1, "tokenizers": 0.02, "graphs": 0.02}
-_ANSWERED = {"texts": 0.5, "arguments": 0.08, "bundles": 0.01, "tokenizers": 0.3, "graphs": 0.08}
+_SHARES = {"texts": 0.7, "arguments": 0.2, "bundles": 0.1, "tokenizers": 0.02, "graphs": 0.02, "exports": 0.01}
+_ANSWERED = {"texts": 0.5, "arguments": 0.08, "bundles": 0.01, "tokenizers": 0.3, "graphs": 0.08, "exports": 0.1}
 """The least share of each that is answered; of damaged bundles only what a forger put right, and may be, is."""
 
 
 @sizes("count", short=1_000, full=100_000)
 @pytest.mark.parametrize("part", _SHARES)
 def test_fuzzed(part: str, count: int) -> None:
-    """Random texts and arguments, damaged bundles, hostile tokenizers and graphs."""
+    """Random texts and arguments, damaged bundles and ONNX files, hostile tokenizers and graphs."""
     outcomes: Counter[str] = Counter()
     cases = int(count * _SHARES[part])
     for start in range(0, cases, _BATCH):
