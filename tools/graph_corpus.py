@@ -8,6 +8,7 @@ which `mlm-export FOLDER/model.onnx OUT` and `MaskFiller(FOLDER)` find them.
 """
 
 import importlib.util
+import inspect
 import logging
 import shutil
 import warnings
@@ -31,7 +32,7 @@ _LENGTH = 13
 Exporter = Callable[..., None]
 
 
-def _sample(checkpoint: Path) -> dict[str, torch.Tensor]:
+def _sample(checkpoint: Path, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the tokenizer's output for two texts of different lengths."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     generator = torch.Generator().manual_seed(0)
@@ -40,9 +41,9 @@ def _sample(checkpoint: Path) -> dict[str, torch.Tensor]:
     mask[1, -4:] = 0
     ids[1, -4:] = tokenizer.pad_token_id
     whole = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    return {
-        name: whole[name] for name in ("input_ids", "attention_mask", *tokenizer.model_input_names) if name in whole
-    }
+    taken = inspect.signature(model.forward).parameters
+    names = dict.fromkeys(("input_ids", "attention_mask", *tokenizer.model_input_names))
+    return {name: whole[name] for name in names if name in whole and name in taken}
 
 
 class _Logits(torch.nn.Module):
@@ -61,7 +62,7 @@ class _Logits(torch.nn.Module):
 def _dynamo(checkpoint: Path, file: Path, *, attention: str | None = None, **options: Any) -> None:
     """torch.onnx.export with `dynamo=True`, the default of current PyTorch."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoint, attn_implementation=attention).eval()
-    sample = _sample(checkpoint)
+    sample = _sample(checkpoint, model)
     # Passed by name, the inputs keep the names that the model gives them.
     torch.onnx.export(
         model,
@@ -79,7 +80,7 @@ def _dynamo(checkpoint: Path, file: Path, *, attention: str | None = None, **opt
 def _traced(checkpoint: Path, file: Path, *, attention: str | None = "eager", opset: int = 17) -> None:
     """torch.onnx.export with `dynamo=False`, the tracer, which was the default of older PyTorch."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoint, attn_implementation=attention).eval()
-    sample = _sample(checkpoint)
+    sample = _sample(checkpoint, model)
     axes = {name: {0: "batch", 1: "sequence"} for name in (*sample, "logits")}
     torch.onnx.export(
         _Logits(model, list(sample)),
@@ -98,7 +99,7 @@ def _transformers(checkpoint: Path, file: Path, *, attention: str | None = None,
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     model = AutoModelForMaskedLM.from_pretrained(checkpoint, attn_implementation=attention).eval()
-    exported = OnnxExporter().export(model, _sample(checkpoint), config=OnnxConfig(dynamic=True, **options))
+    exported = OnnxExporter().export(model, _sample(checkpoint, model), config=OnnxConfig(dynamic=True, **options))
     exported.save_pretrained(file.parent)
 
 

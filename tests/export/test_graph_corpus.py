@@ -36,15 +36,15 @@ def _here(forms: set[str]) -> list[str]:
 
 
 def _cases() -> list[object]:
-    """Every architecture in what its exporters write by default, and BERT in every form; most of them are slow."""
+    """Every architecture in what its exporters write by default, and BERT in every form; most are slow."""
     from tiny_models import BUILDERS
 
     found: list[object] = []
     for form in _here(FORMS):
         plain = form in ("dynamo", "traced", "transformers")
         for name in BUILDERS if plain else ["bert"]:
-            # Its windows are cut for the length that is traced, and torch.export refuses them.
-            if name != "longformer":
+            # Neither of torch's exporters supports Longformer's windows, and the older one not FNet's transform.
+            if name != "longformer" and (name, form) != ("fnet", "traced"):
                 quick = name in MAIN and form != "traced" if plain else form == "traced-sdpa"
                 found.append(pytest.param(name, form, marks=() if quick or name == "bert" else pytest.mark.slow))
     return found
@@ -112,7 +112,7 @@ def test_exporters(
     assert {case["top1"] for case in cases} == {1}
     details = manifest.models["fp32"].details
     assert details["fusions"]["MultiHeadAttention"] == (0 if name in UNFUSED else 2)
-    assert details["nodes_at_rows"] >= (6 if name in ("squeezebert", "xmod") else 10)
+    assert details["nodes_at_rows"] >= (6 if name in ("luke", "squeezebert", "xmod") else 10)
     if "int8" in precisions:
         schemes = [layer["scheme"] for layer in manifest.models["int8"].details["layers"]]
         assert (
