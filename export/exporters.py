@@ -15,9 +15,18 @@ from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import DependencyError, ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["EXPORTERS", "OPSET", "Exporter", "ExporterName", "choose_exporter", "refuse_inputs", "text_inputs"]
+__all__ = [
+    "EXPORTERS",
+    "OPSET",
+    "Exporter",
+    "ExporterName",
+    "check_segments",
+    "choose_exporter",
+    "refuse_inputs",
+    "text_inputs",
+]
 
 ExporterName = Literal["optimum", "transformers"]
 
@@ -123,6 +132,24 @@ def refuse_inputs(architecture: str, strange: Sequence[str]) -> None:
         raise ModelError(
             f"this {architecture} takes the inputs {', '.join(sorted(strange))}, which cannot be computed from "
             "text alone; it cannot be exported"
+        )
+
+
+def check_segments(config: "PretrainedConfig") -> None:
+    """Reject a Nystromformer whose landmarks are means over segments of texts of exactly one length.
+
+    Args:
+        config: The configuration of any model.
+
+    Raises:
+        ModelError: It is such a model.
+    """
+    length, landmarks = (getattr(config, name, None) for name in ("segment_means_seq_len", "num_landmarks"))
+    if length != landmarks:
+        raise ModelError(
+            f"this {config.model_type} takes texts of exactly {length} tokens, segment_means_seq_len in its "
+            f"config.json, since its num_landmarks is {landmarks}; only one where the two are equal, which takes "
+            "texts of any length, can be exported"
         )
 
 

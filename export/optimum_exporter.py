@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +11,7 @@ from mlm_infer.bundle.interface import ENCODER_INPUTS
 from mlm_infer.errors import ExportError, ModelError, first_line
 from mlm_infer.shared.quiet import quiet
 
-from .exporters import OPSET, ExporterName, refuse_inputs, text_inputs
+from .exporters import OPSET, ExporterName, check_segments, refuse_inputs, text_inputs
 
 __all__ = ["Optimum"]
 
@@ -48,7 +47,7 @@ def _export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str
     )
     plain = constructor(model.config)
     refuse_inputs(architecture, [*(set(plain.inputs) - set(ENCODER_INPUTS) - _LEFT_OUT)])
-    _check_segments(model.config)
+    check_segments(model.config)
     wanted = text_inputs(list(plain.inputs), tokenizer_inputs)
     inputs = {name: axes for name, axes in plain.inputs.items() if name in wanted}
     narrowed = type("TextOnnxConfig", (type(plain),), {"inputs": inputs})(model.config, task="fill-mask")
@@ -66,17 +65,6 @@ def _export(model: PreTrainedModel, folder: Path, tokenizer_inputs: Sequence[str
         except (RuntimeError, ValueError, TypeError) as error:
             raise ExportError(f"Optimum could not export this {architecture}: {first_line(error)}") from error
     return folder / "model.onnx"
-
-
-def _check_segments(config: Any) -> None:
-    """Reject a Nystromformer whose landmarks are means over segments of texts of exactly one length."""
-    length, landmarks = (getattr(config, name, None) for name in ("segment_means_seq_len", "num_landmarks"))
-    if length != landmarks:
-        raise ModelError(
-            f"this {config.model_type} takes texts of exactly {length} tokens, segment_means_seq_len in its "
-            f"config.json, since its num_landmarks is {landmarks}; only one where the two are equal, which takes "
-            "texts of any length, can be exported"
-        )
 
 
 @contextmanager

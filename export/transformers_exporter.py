@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from mlm_infer.errors import ExportError, first_line
 from mlm_infer.shared.quiet import quiet
 
-from .exporters import OPSET, ExporterName, refuse_inputs, text_inputs
+from .exporters import OPSET, ExporterName, check_segments, refuse_inputs, text_inputs
 
 __all__ = ["Transformers"]
 
@@ -40,6 +40,7 @@ class Transformers:
         architecture = model.config.model_type
         taken = list(inspect.signature(model.forward).parameters)
         refuse_inputs(architecture, [name for name in _BEYOND_TEXT if name in taken])
+        check_segments(model.config)
         sample = _sample(text_inputs(taken, tokenizer_inputs))
         auto = torch.export.Dim.AUTO
         shapes = {name: {0: auto, 1: auto} for name in sample}

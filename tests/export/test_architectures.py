@@ -253,7 +253,7 @@ def test_python_within_a_fast_tokenizer_is_refused(tiny: dict[str, Path]) -> Non
 
     tokenizer = AutoTokenizer.from_pretrained(tiny["roformer"])
     tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Splitter())
-    with pytest.raises(ModelError, match=r"BertTokenizerFast runs Python of its own"):
+    with pytest.raises(ModelError, match=r"BertTokenizer(Fast)? runs Python of its own"):
         plain_tokenizer(tokenizer)
 
 
