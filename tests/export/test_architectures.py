@@ -66,7 +66,7 @@ def texts_for(filler: MaskFiller, architecture: str) -> list[str]:
     texts = [text for text in texts if filler.count_tokens(text) <= filler.info.max_length][:20]
     assert len(texts) >= 10
     longest = f"A {mask} A"
-    while filler.count_tokens(longest) < filler.info.max_length:
+    while filler.count_tokens(f"{longest} A") <= filler.info.max_length:
         longest += " A"
     return [*texts, longest]
 
