@@ -11,7 +11,6 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from mlm_infer import MaskFiller
 from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.shared.samples import movie_reviews
-
 from tests.conftest import Folders
 
 FORMS = {"dynamo", "dynamo-18", "dynamo-21", "dynamo-23", "dynamo-eager", "dynamo-functions"} | {
