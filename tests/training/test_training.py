@@ -138,6 +138,14 @@ def test_blocks_keep_every_token(name: str, checkpoints: dict[str, Path]) -> Non
     assert {(ids[0], ids[-1]) for ids in blocks.ids} == {(tokenizer.cls_token_id, separator)}
 
 
+def test_validation_that_takes_all(base: Path, tmp_path: Path) -> None:
+    """A share that leaves nothing to train on is told with the number of documents."""
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(TEXTS))
+    with pytest.raises(DataError, match=r"0\.9999, which leaves none of the 40 documents of .* for training"):
+        load_splits(config(base, tmp_path, data=str(path), validation_fraction=0.9999))
+
+
 def write_files(folder: Path) -> dict[str, Path]:
     """The same documents in every format."""
     folder.mkdir(exist_ok=True)
