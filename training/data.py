@@ -1,6 +1,7 @@
 """Loads documents from a data set's name, a file or a folder, and splits them."""
 
 import codecs
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def load_splits(config: TrainConfig) -> tuple[datasets.Dataset, datasets.Dataset
         raise DataError(
             f"{config.data} holds {len(train)} document, which cannot be split into training and validation text; "
             "give more (one document a line in a .txt file) or name --validation-data"
+        )
+    if math.ceil(len(train) * config.validation_fraction) >= len(train):
+        raise DataError(
+            f"validation_fraction is {config.validation_fraction}, which leaves none of the {len(train)} documents of "
+            f"{config.data} for training; take a smaller --validation-fraction"
         )
     # Split by document, before blocks are cut: a document must not be in both sets.
     parts = train.train_test_split(test_size=config.validation_fraction, seed=config.seed)

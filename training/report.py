@@ -14,7 +14,19 @@ from mlm_infer.shared.tables import format_table
 
 from .config import TrainConfig
 
-__all__ = ["Evaluation", "TrainReport", "describe_machine"]
+__all__ = ["Evaluation", "TrainReport", "describe_machine", "exponential", "thin"]
+
+
+def thin(losses: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Return at most 200 points of a curve, each the mean of neighbours at the step of the last of them."""
+    width = -(-len(losses) // 200) or 1
+    groups = [losses[start : start + width] for start in range(0, len(losses), width)]
+    return tuple((group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups)
+
+
+def exponential(loss: float) -> float:
+    """Return the perplexity of a mean loss; above 700 that of 700, the largest number that JSON can hold."""
+    return math.exp(min(loss, 700.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """The exponential of the mean loss over all masked tokens."""
-        return math.exp(self.loss)
+        return exponential(self.loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,7 @@ class TrainReport:
     Attributes:
         config: The configuration of the run.
         evaluations: Evaluations from before training to the end.
-        train_curve: Step and training loss at each logging step.
+        train_curve: Step and training loss, averaged over neighbouring steps in a long run.
         train_blocks: Blocks trained on.
         validation_blocks: Blocks validated on.
         precision: Precision of the training: fp32, bf16 or fp16.

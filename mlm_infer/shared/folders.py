@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ __all__ = ["REPORT", "check_output", "holds", "move_into_place", "writing"]
 REPORT = "training_report.json"
 """The report that `mlm-train` writes. Like a bundle's manifest, it lists the files of its folder under `files`."""
 
+
+_LITTLE = 1 << 20
+"""With less than so many free bytes a disk counts as full: a file that did not fit may have left some."""
 
 Sources = Iterable[str | os.PathLike[str]]
 
@@ -163,6 +167,9 @@ def writing(folder: Path) -> Iterator[None]:
         system = re.search(r"\(os error (\d+)\)", reason)
         if system is not None:
             raise OSError(int(system[1]), os.strerror(int(system[1])), str(folder)) from error
-        if "PytorchStreamWriter" in reason:
-            raise OSError(errno.EIO, reason, str(folder)) from error
+        if "PytorchStreamWriter" in reason or "inline_container" in reason:
+            # torch reports that not all bytes arrived, and not why.
+            full = shutil.disk_usage(folder).free < _LITTLE
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(folder)) from error
         raise

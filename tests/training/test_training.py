@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from mlm_infer.training import TrainConfig, fine_tune, load_recipe, recipe_names
-from mlm_infer.training.blocks import freeze_masks, make_blocks, mask_collator
+from mlm_infer.training.blocks import make_blocks
 from mlm_infer.training.data import load_documents, load_splits
+from mlm_infer.training.masks import MaskRule, freeze_masks
 from mlm_infer.training.trainer import evaluate_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import DataError, InputError, ModelError, OutputExistsError
-from mlm_infer.shared.masked_rows import head_at_rows, rows_are_exact
-from tests.helpers.architectures import ARCHITECTURES
 from tests.helpers.pipeline import NAMES
 
 TEXTS = [f"Sentence number {number} is about a film." for number in range(40)]
@@ -76,7 +75,7 @@ def test_saved_model_gives_the_reported_perplexity(run: tuple[TrainConfig, Any])
     tokenizer = AutoTokenizer.from_pretrained(settings.output)
     model = AutoModelForMaskedLM.from_pretrained(settings.output)
     blocks = make_blocks(load_splits(settings)[1], tokenizer, 64).sample(40, settings.seed)
-    frozen = freeze_masks(blocks, tokenizer, mlm_probability=0.15, batch_size=16, seed=settings.seed)
+    frozen = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=16, seed=settings.seed)
     first, second = evaluate_loss(model, frozen), evaluate_loss(model, frozen)
     assert first == second
     assert first[0] == pytest.approx(report.evaluations[-1].loss, rel=1e-5)
@@ -87,50 +86,27 @@ def test_loss_is_the_mean_over_masked_tokens(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForMaskedLM.from_pretrained(base).eval()
     blocks = make_blocks(datasets.Dataset.from_dict({"text": TEXTS}), tokenizer, 32)
-    frozen = freeze_masks(blocks, tokenizer, mlm_probability=0.15, batch_size=3, seed=1)
+    frozen = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=3, seed=1)
     total, count = 0.0, 0
     with torch.inference_mode():
         for batch in frozen:
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), batch.labels.flatten(), reduction="sum"
+                logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum"
             ).item()
-            count += int((batch.labels != -100).sum())
+            count += int((batch["labels"] != -100).sum())
     loss, masked = evaluate_loss(model, frozen)
     assert masked == count
     assert loss == pytest.approx(total / count, rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["base", *ARCHITECTURES])
-def test_head_at_masked_rows_has_the_same_gradients(name: str, checkpoints: dict[str, Path]) -> None:
-    """Less work, the same loss and the same gradients, for every architecture."""
-    model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
-    ids = torch.randint(4, min(900, model.config.vocab_size - 1), (3, 12), generator=torch.Generator().manual_seed(0))
-    rows = torch.tensor([1, 5, 14, 30])
-    attention = torch.ones_like(ids)
-    assert rows_are_exact(model, ids, attention)
-    gradients = []
-    for fast in (False, True):
-        model.zero_grad()
-        if fast:
-            with head_at_rows(model, rows):
-                logits = model(input_ids=ids, attention_mask=attention).logits[0]
-        else:
-            logits = model(input_ids=ids, attention_mask=attention).logits.flatten(0, 1)[rows]
-        torch.nn.functional.cross_entropy(logits, ids.flatten()[rows]).backward()
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_masking_statistics(base: Path) -> None:
     """15 % of the tokens; of these 80 % masked, 10 % random, 10 % kept; special tokens never. Within 4 sigma."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     blocks = make_blocks(load_documents("movie-reviews", split="validation"), tokenizer, 128)
-    collate = mask_collator(tokenizer, 0.15, seed=3)
-    originals = [block for block in blocks.ids if len(block) == 128]
-    batch = collate([blocks[row] for row in range(len(originals))])
-    before, after, labels = np.array(originals), batch["input_ids"].numpy(), batch["labels"].numpy()
+    blocks.ids = [block for block in blocks.ids if len(block) == 128]
+    (batch,) = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=len(blocks), seed=3)
+    before, after, labels = np.array(blocks.ids), batch["input_ids"].numpy(), batch["labels"].numpy()
     special = np.isin(before, tokenizer.all_special_ids)
     chosen = labels != -100
     assert not (chosen & special).any()
@@ -160,7 +136,14 @@ def test_blocks_keep_every_token(name: str, checkpoints: dict[str, Path]) -> Non
     # Documents are joined by the separator; where a block ends with one, its own stands for it.
     assert len(TEXTS) - len(blocks) <= inner.count(separator) < len(TEXTS)
     assert {(ids[0], ids[-1]) for ids in blocks.ids} == {(tokenizer.cls_token_id, separator)}
-    assert not np.array(blocks[0]["special_tokens_mask"])[1:8].any()
+
+
+def test_validation_that_takes_all(base: Path, tmp_path: Path) -> None:
+    """A share that leaves nothing to train on is told with the number of documents."""
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(TEXTS))
+    with pytest.raises(DataError, match=r"0\.9999, which leaves none of the 40 documents of .* for training"):
+        load_splits(config(base, tmp_path, data=str(path), validation_fraction=0.9999))
 
 
 def write_files(folder: Path) -> dict[str, Path]:
@@ -310,20 +293,3 @@ def test_recipe_with_splits_runs_on_local_data(tiny: dict[str, Path], tmp_path: 
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert report["config"]["validation_split"] is None
     assert report["config"]["weight_decay"] == 0.01
-
-
-@pytest.mark.slow
-def test_interrupted_run_resumes(base: Path, tmp_path: Path) -> None:
-    """Ctrl-C after an epoch: no output folder; --resume gives the evaluations of an unbroken run."""
-    settings = config(base, tmp_path, epochs=3, dropout=0.0, precision="fp32")
-
-    def interrupt(evaluation: Any) -> None:
-        if evaluation.when == "epoch 2":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(settings, on_evaluation=interrupt)
-    assert not settings.output.exists()
-    resumed = fine_tune(settings, resume=True)
-    assert [each.when for each in resumed.evaluations] == ["before", "epoch 1", "epoch 2", "end"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
