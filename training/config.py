@@ -1,6 +1,7 @@
 """The configuration of a fine-tuning run: a frozen dataclass, and recipes that fill it from a file."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -87,8 +88,9 @@ class TrainConfig:
         for name in ("validation_fraction", "mlm_probability"):
             _require(0 < getattr(self, name) < 1, name, getattr(self, name), "above 0 and below 1")
         for name in ("epochs", "learning_rate"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0 and finite")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "from 0 to below 1")
         _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
         choices = typing.get_args(Precision)

@@ -15,12 +15,14 @@ from mlm_infer.errors import InputError
 from mlm_infer.shared.checkpoint import max_length, open_checkpoint
 from mlm_infer.shared.folders import REPORT, move_into_place, writing
 
-from .blocks import Blocks, MaskedBatch, freeze_masks, make_blocks, mask_collator
+from .blocks import Blocks, make_blocks
 from .config import TrainConfig
 from .curve import save_curve
 from .data import load_splits
+from .dropout import set_dropout
 from .evaluations import Recorder
 from .hardware import choose_precision, computes_in_half
+from .masks import MaskedBatch, MaskedBlocks, MaskRule, freeze_masks
 from .report import Evaluation, TrainReport, describe_machine
 from .trainer import MaskedLMTrainer, QuietProgress
 
@@ -51,7 +53,9 @@ class TrainingJob:
         if missing:
             self._warn(_missing_weights(missing))
         self._fit_precision()
-        self._set_dropout()
+        if config.dropout is not None:
+            set_dropout(self._model, config.dropout)
+        self._rule = MaskRule.of(self._tokenizer, config.mlm_probability)
         longest = max_length(self._model, self._tokenizer.model_max_length)
         if config.block_size > longest:
             raise InputError(f"block_size is {config.block_size}, but {config.model} takes at most {longest} tokens")
@@ -69,7 +73,7 @@ class TrainingJob:
         train, validation, frozen = self._prepare_text()
         self._make_work_folder()
         recorder = Recorder(on_evaluation)
-        trainer = self._make_trainer(train, validation, frozen, recorder, progress=progress)
+        trainer = self._make_trainer(train, frozen, recorder, progress=progress)
         started = time.perf_counter()
         with writing(self._work):
             trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
@@ -108,13 +112,6 @@ class TrainingJob:
         self._warn(f"{architecture} overflows in {self._precision}; training in fp32")
         self._precision = "fp32"
 
-    def _set_dropout(self) -> None:
-        if self._config.dropout is None:
-            return
-        for module in self._model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = self._config.dropout
-
     def _prepare_text(self) -> tuple[Blocks, Blocks, list[MaskedBatch]]:
         """Return blocks to train on, blocks to validate on, and the latter with their masks."""
         config = self._config
@@ -123,13 +120,7 @@ class TrainingJob:
         validation = make_blocks(validation_documents, self._tokenizer, config.block_size).sample(
             config.max_validation_blocks, config.seed
         )
-        frozen = freeze_masks(
-            validation,
-            self._tokenizer,
-            mlm_probability=config.mlm_probability,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
+        frozen = freeze_masks(validation, self._rule, batch_size=config.batch_size, seed=config.seed)
         return train.sample(config.max_train_blocks, config.seed), validation, frozen
 
     def _make_work_folder(self) -> None:
@@ -140,7 +131,7 @@ class TrainingJob:
         (self._work / REPORT).touch()
 
     def _make_trainer(
-        self, train: Blocks, validation: Blocks, frozen: list[MaskedBatch], recorder: Recorder, *, progress: bool
+        self, train: Blocks, frozen: list[MaskedBatch], recorder: Recorder, *, progress: bool
     ) -> MaskedLMTrainer:
         config = self._config
         trainer = MaskedLMTrainer(
@@ -154,10 +145,9 @@ class TrainingJob:
                 steps_an_epoch=-(-len(train) // config.batch_size),
                 evaluate_first=self._checkpoint is None,
             ),
-            train_dataset=train,
-            eval_dataset=validation,
-            # Training draws masks of its own, independent of those of the evaluation.
-            data_collator=mask_collator(self._tokenizer, config.mlm_probability, config.seed + 1),
+            train_dataset=MaskedBlocks(train, self._rule, config.seed),
+            eval_dataset=frozen,
+            data_collator=self._rule.collate,
             processing_class=self._tokenizer,
             callbacks=[recorder],
         )
@@ -202,6 +192,7 @@ def _arguments(
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
+        remove_unused_columns=False,
         logging_steps=max(1, updates // 50),
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",

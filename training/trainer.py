@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
@@ -17,7 +18,7 @@ from transformers import (
 
 from mlm_infer.shared.masked_rows import head_at_rows, masked_logits, rows_are_exact
 
-from .blocks import MaskedBatch
+from .masks import IGNORED, BlockOrder, MaskedBatch
 
 __all__ = ["MaskedLMTrainer", "QuietProgress", "evaluate_loss"]
 
@@ -54,15 +55,15 @@ def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tup
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    fast = rows_are_exact(model, batches[0].input_ids[:2].to(device), batches[0].attention_mask[:2].to(device))
+    fast = rows_are_exact(model, batches[0]["input_ids"][:2].to(device), batches[0]["attention_mask"][:2].to(device))
     total, count = 0.0, 0
     for batch in batches:
-        labels = batch.labels.reshape(-1)
-        rows = (labels != -100).nonzero().squeeze(1)
+        labels = batch["labels"].reshape(-1)
+        rows = (labels != IGNORED).nonzero().squeeze(1)
         if not len(rows):
             continue
         logits = masked_logits(
-            model, batch.input_ids.to(device), batch.attention_mask.to(device), rows.to(device), fast=fast
+            model, batch["input_ids"].to(device), batch["attention_mask"].to(device), rows.to(device), fast=fast
         )
         total += cross_entropy(logits.float(), labels[rows].to(device), reduction="sum").item()
         count += len(rows)
@@ -76,7 +77,7 @@ class MaskedLMTrainer(Trainer):
     Args:
         frozen: What to evaluate on.
         warmup_ratio: Share of the steps over which the learning rate rises.
-        **options: Those of `Trainer`.
+        **options: Those of `Trainer`; `train_dataset` is a `MaskedBlocks`.
     """
 
     def __init__(self, *, frozen: Sequence[MaskedBatch], warmup_ratio: float, **options: Any) -> None:
@@ -87,14 +88,34 @@ class MaskedLMTrainer(Trainer):
         # nn.DataParallel replicates the model with its hook, which would apply the same rows to every replica.
         self._fast = self.args.n_gpu <= 1 and rows_are_exact(
             self.model,
-            first.input_ids[:2].to(self.args.device),
-            first.attention_mask[:2].to(self.args.device),
+            first["input_ids"][:2].to(self.args.device),
+            first["attention_mask"][:2].to(self.args.device),
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the learning rate's schedule; transformers 5 has no share of warm-up steps any more."""
         self.args.warmup_steps = math.ceil(self._warmup_ratio * num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of an epoch, whose order and masks depend on seed and epoch only."""
+        processes, batch_size = self.args.world_size, self._train_batch_size
+        multiple = processes * batch_size if processes > 1 else 1
+        # At the start of an epoch the state holds its number as a whole one, and more in the middle of a resumed one.
+        order = BlockOrder(
+            len(self.train_dataset), self.args.seed, lambda: int(self.state.epoch or 0), multiple=multiple
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=batch_size,
+            sampler=order,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
 
     def compute_loss(
         self,
@@ -107,7 +128,7 @@ class MaskedLMTrainer(Trainer):
         if return_outputs or not self._fast:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"].reshape(-1)
-        rows = (labels != -100).nonzero().squeeze(1)
+        rows = (labels != IGNORED).nonzero().squeeze(1)
         with head_at_rows(self.accelerator.unwrap_model(model), rows):
             logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
         # With gradient accumulation the Trainer passes the number of masked tokens in the whole update, so that every

