@@ -10,7 +10,7 @@ import click
 from mlm_infer.errors import InputError, MlmInferError
 from mlm_infer.shared.command import command_errors
 
-from .config import Precision, TrainConfig, load_recipe, recipe_names
+from .config import Precision, TrainConfig, load_recipe, read_prompts, recipe_names
 
 __all__ = ["main"]
 
@@ -45,7 +45,8 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--dropout", type=float, help="Dropout while training.  [default: the checkpoint's]")
 @click.option("--precision", type=click.Choice(typing.get_args(Precision)), help="[default: auto]")
 @click.option("--seed", type=int, help="[default: 42]")
-@click.option("--push-to-hub", is_flag=True, default=None, help="Upload the result as the Trainer does.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="File of sentences to fill at each evaluation.")
+@click.option("--push-to-hub", is_flag=True, default=None, help="Upload the result, with its model card.")
 @click.option("--hub-model-id", help="Repository to upload to.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
 @click.option("--resume", is_flag=True, help="Continue after the last finished epoch of an interrupted run.")
@@ -68,6 +69,8 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     settings |= given
     if "model" not in settings:
         raise InputError("no model: name one with --model (a Hub id or a folder), or take a --recipe")
+    if "prompts" in given:
+        settings["prompts"] = read_prompts(given["prompts"])
     config = TrainConfig(**settings)
 
     from . import fine_tune
@@ -91,4 +94,5 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
         f"\nperplexity {report.perplexity_before:.2f} -> {report.perplexity:.2f} in {report.seconds:.0f} s "
         f"({report.train_blocks} training and {report.validation_blocks} validation blocks, {report.precision})"
     )
+    click.echo(f"report: {config.output / 'report/index.html'}", err=True)
     click.echo(f"next: mlm-export {config.output} {config.output}-onnx --quantize", err=True)

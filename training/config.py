@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mlm_infer.errors import InputError
 
-__all__ = ["TrainConfig", "load_recipe", "recipe_names"]
+__all__ = ["TrainConfig", "load_recipe", "read_prompts", "recipe_names"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -48,7 +48,8 @@ class TrainConfig:
         dropout: Dropout of embeddings, attention and layers during training, in place of the checkpoint's own.
         precision: `auto` selects bf16 if the hardware supports it, else fp16 on CUDA, else fp32.
         seed: Seed of the split, the masks, the order and the dropout.
-        push_to_hub: Upload the result as the transformers Trainer does.
+        prompts: Sentences with `[MASK]` or `<mask>` that are filled at each evaluation.
+        push_to_hub: Upload the result, with its model card.
         hub_model_id: Repository to upload to; the output folder's name if None.
     """
 
@@ -76,6 +77,7 @@ class TrainConfig:
     dropout: float | None = None
     precision: Precision = "auto"
     seed: int = 42
+    prompts: tuple[str, ...] = ()
     push_to_hub: bool = False
     hub_model_id: str | None = None
 
@@ -139,13 +141,32 @@ def load_recipe(recipe: str) -> dict[str, Any]:
             raise InputError(f"recipe {path}: unknown field {name!r}; the fields are {', '.join(hints)}")
         if not isinstance(value, _allowed_types(hints[name])):
             raise InputError(f"recipe {path}: {name} is {value!r}, which is a {type(value).__name__}")
-    return values
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Read sentences, one a line.
+
+    Raises:
+        InputError: The file cannot be read or contains no sentence.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"cannot read the prompts in {path}: {reason}") from error
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise InputError(f"{path} holds no prompts; write one sentence with [MASK] a line")
+    return found
 
 
 def _allowed_types(hint: Any) -> tuple[type, ...]:
-    """Return the TOML types that a field accepts: int also for float, str for a path."""
+    """Return the TOML types that a field accepts: int also for float, str for a path, an array for a tuple."""
     if isinstance(hint, types.UnionType):
         return tuple(kind for part in typing.get_args(hint) for kind in _allowed_types(part))
     if typing.get_origin(hint) is Literal or hint is Path:
         return (str,)
+    if typing.get_origin(hint) is tuple:
+        return (list,)
     return (int, float) if hint is float else (hint,)

@@ -16,14 +16,17 @@ from mlm_infer.shared.checkpoint import max_length, open_checkpoint
 from mlm_infer.shared.folders import REPORT, move_into_place, writing
 
 from .blocks import Blocks, make_blocks
+from .card import find_licences
 from .config import TrainConfig
-from .curve import save_curve
 from .data import load_splits
 from .dropout import set_dropout
 from .evaluations import Recorder
 from .hardware import choose_precision, computes_in_half
+from .hub import Repository
 from .masks import MaskedBatch, MaskedBlocks, MaskRule, freeze_masks
+from .prompts import PromptFiller, fills_of
 from .report import Evaluation, TrainReport, describe_machine
+from .summaries import save_summaries
 from .trainer import MaskedLMTrainer, QuietProgress
 
 __all__ = ["TrainingJob"]
@@ -56,6 +59,7 @@ class TrainingJob:
         if config.dropout is not None:
             set_dropout(self._model, config.dropout)
         self._rule = MaskRule.of(self._tokenizer, config.mlm_probability)
+        self._prompts = [PromptFiller(config.prompts, self._model, self._tokenizer)] if config.prompts else []
         longest = max_length(self._model, self._tokenizer.model_max_length)
         if config.block_size > longest:
             raise InputError(f"block_size is {config.block_size}, but {config.model} takes at most {longest} tokens")
@@ -70,6 +74,8 @@ class TrainingJob:
         sources: Sequence[str],
     ) -> TrainReport:
         """Train, and move the result to its place."""
+        config = self._config
+        hub = Repository(config.hub_model_id or output.name) if config.push_to_hub else None
         train, validation, frozen = self._prepare_text()
         self._make_work_folder()
         recorder = Recorder(on_evaluation)
@@ -81,11 +87,15 @@ class TrainingJob:
         if recorder.evaluations[-1].step != trainer.state.global_step:
             trainer.evaluate()
         report = TrainReport(
-            config=self._config,
+            config=config,
             evaluations=tuple(recorder.evaluations),
             train_curve=tuple((row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row),
+            fills=fills_of(trainer.state.log_history),
+            train_documents=self._counts[0],
+            validation_documents=self._counts[1],
             train_blocks=len(train),
             validation_blocks=len(validation),
+            licences=find_licences(config),
             precision=self._precision,
             seconds=time.perf_counter() - started,
             machine=describe_machine(str(trainer.args.device)),
@@ -93,6 +103,8 @@ class TrainingJob:
         )
         self._write(trainer, report)
         move_into_place(self._work, output, overwrite=overwrite, sources=sources)
+        if hub is not None:
+            hub.upload(output)
         return report
 
     def _warn(self, text: str) -> None:
@@ -116,6 +128,7 @@ class TrainingJob:
         """Return blocks to train on, blocks to validate on, and the latter with their masks."""
         config = self._config
         train_documents, validation_documents = load_splits(config)
+        self._counts = len(train_documents), len(validation_documents)
         train = make_blocks(train_documents, self._tokenizer, config.block_size)
         validation = make_blocks(validation_documents, self._tokenizer, config.block_size).sample(
             config.max_validation_blocks, config.seed
@@ -149,7 +162,7 @@ class TrainingJob:
             eval_dataset=frozen,
             data_collator=self._rule.collate,
             processing_class=self._tokenizer,
-            callbacks=[recorder],
+            callbacks=[recorder, *self._prompts],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.remove_callback(transformers.ProgressCallback)
@@ -158,16 +171,13 @@ class TrainingJob:
         return trainer
 
     def _write(self, trainer: MaskedLMTrainer, report: TrainReport) -> None:
-        """Write model, tokenizer, curve and report, and remove what only a run in progress needs."""
+        """Write model, tokenizer and reports, and remove what only a run in progress needs."""
         with writing(self._work):
             trainer.save_model()
-        save_curve(report, self._work / "training_curve.png")
         (self._work / "training_args.bin").unlink(missing_ok=True)  # a pickle, which is not needed
         for leftover in self._work.glob("checkpoint-*"):
             shutil.rmtree(leftover)
-        report.save(self._work)
-        if self._config.push_to_hub:
-            trainer.push_to_hub()
+        save_summaries(report, self._work)
 
 
 def _arguments(
@@ -196,8 +206,6 @@ def _arguments(
         logging_steps=max(1, updates // 50),
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
-        push_to_hub=config.push_to_hub,
-        hub_model_id=config.hub_model_id or (config.output.name if config.push_to_hub else None),
     )
 
 

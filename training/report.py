@@ -14,7 +14,7 @@ from mlm_infer.shared.tables import format_table
 
 from .config import TrainConfig
 
-__all__ = ["Evaluation", "TrainReport", "describe_machine"]
+__all__ = ["Evaluation", "Fill", "TrainReport", "describe_machine", "is_local", "public_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Fill:
+    """The predictions for a sentence of `prompts` at one evaluation.
+
+    Attributes:
+        step: Weight updates so far.
+        text: The sentence.
+        predictions: For each mask of the sentence the most likely tokens with their probabilities, the best first.
+    """
+
+    step: int
+    text: str
+    predictions: tuple[tuple[tuple[str, float], ...], ...]
+
+    def __str__(self) -> str:
+        return "; ".join(", ".join(f"{token} ({share:.2f})" for token, share in each) for each in self.predictions)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainReport:
     """The content of `training_report.json`.
 
@@ -51,8 +69,12 @@ class TrainReport:
         config: The configuration of the run.
         evaluations: Evaluations from before training to the end.
         train_curve: Step and training loss at each logging step.
+        fills: Predictions for the sentences of `config.prompts` at each evaluation.
+        train_documents: Documents that the training blocks are drawn from.
+        validation_documents: Documents that the validation blocks are drawn from.
         train_blocks: Blocks trained on.
         validation_blocks: Blocks validated on.
+        licences: Licences of the initial model and the data, by their names.
         precision: Precision of the training: fp32, bf16 or fp16.
         seconds: Wall time of the training, evaluations included.
         machine: Hardware, operating system and package versions.
@@ -62,8 +84,12 @@ class TrainReport:
     config: TrainConfig
     evaluations: tuple[Evaluation, ...]
     train_curve: tuple[tuple[int, float], ...]
+    fills: tuple[Fill, ...]
+    train_documents: int
+    validation_documents: int
     train_blocks: int
     validation_blocks: int
+    licences: dict[str, str]
     precision: str
     seconds: float
     machine: dict[str, str]
@@ -79,6 +105,49 @@ class TrainReport:
         """Perplexity of the saved model."""
         return self.evaluations[-1].perplexity
 
+    @property
+    def best(self) -> Evaluation:
+        """The evaluation with the lowest loss."""
+        return min(self.evaluations, key=lambda each: each.loss)
+
+    @property
+    def name(self) -> str:
+        """Name of the output folder."""
+        return self.config.output.expanduser().absolute().name
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The sentences that were filled at each evaluation."""
+        return tuple(dict.fromkeys(each.text for each in self.fills))
+
+    def fill(self, text: str, step: int) -> str:
+        """Return the predictions for a sentence after a number of weight updates."""
+        return next((str(each) for each in self.fills if (each.text, each.step) == (text, step)), "-")
+
+    def summary(self) -> str:
+        """Return the result in one sentence."""
+        return (
+            f"Perplexity {self.perplexity_before:.2f} before and {self.perplexity:.2f} after "
+            f"{self.evaluations[-1].step} weight updates in {self.seconds:.0f} s, in {self.precision}."
+        )
+
+    def data_facts(self) -> list[tuple[str, str]]:
+        """Return what the model was trained and evaluated on."""
+        return [
+            ("training", f"{self.train_documents} documents, {self.train_blocks} blocks"),
+            ("validation", f"{self.validation_documents} documents, {self.validation_blocks} blocks"),
+            ("masked tokens of the validation", f"{self.evaluations[0].masked_tokens}"),
+        ]
+
+    def settings(self) -> list[tuple[str, str]]:
+        """Return the settings of the run, with names in place of local paths, which are nobody else's concern."""
+        values = self.config.to_dict() | {"output": self.name}
+        for name in ("model", "data", "validation_data"):
+            if values[name] is not None:
+                values[name] = public_name(values[name])
+        del values["prompts"]  # they stand with their predictions
+        return [(name, str(value)) for name, value in values.items() if value is not None]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that can be written as JSON."""
         evaluations = [asdict(each) | {"perplexity": each.perplexity} for each in self.evaluations]
@@ -87,12 +156,12 @@ class TrainReport:
 
     def save(self, folder: Path) -> None:
         """Write `training_report.json`, which lists the files in the folder at this time."""
-        files = sorted(path.name for path in folder.iterdir() if path.is_file())
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         text = json.dumps(self.to_dict() | {"files": files}, indent=2, ensure_ascii=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")
 
-    def table(self) -> str:
-        """Return the evaluations as a table."""
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the rows of the table of evaluations."""
         rows = [
             [
                 each.when,
@@ -103,7 +172,21 @@ class TrainReport:
             ]
             for each in self.evaluations
         ]
-        return format_table(["when", "step", "training loss", "validation loss", "perplexity"], rows)
+        return ["when", "step", "training loss", "validation loss", "perplexity"], rows
+
+    def table(self) -> str:
+        """Return the evaluations as a table."""
+        return format_table(*self.cells())
+
+
+def is_local(source: str) -> bool:
+    """Return whether a model or data source is a file or folder of this machine."""
+    return Path(source).expanduser().exists()
+
+
+def public_name(source: str) -> str:
+    """Return how a model or data source is called in front of others: a local path by its last part."""
+    return Path(source).expanduser().absolute().name if is_local(source) else source
 
 
 def describe_machine(device: str) -> dict[str, str]:

@@ -61,7 +61,7 @@ def test_output_folder(run: tuple[TrainConfig, Any]) -> None:
     """Model, tokenizer, report and picture; no pickle, no half-way checkpoint, nothing beside it."""
     settings, report = run
     names = {path.name for path in settings.output.iterdir()}
-    assert {"model.safetensors", "tokenizer.json", "training_report.json", "training_curve.png"} <= names
+    assert {"model.safetensors", "tokenizer.json", "training_report.json", "README.md", "report"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt")) or name.startswith("checkpoint")]
     assert [path.name for path in settings.output.parent.iterdir()] == ["out"]
     saved = json.loads((settings.output / "training_report.json").read_text())
