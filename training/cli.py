@@ -10,7 +10,7 @@ import click
 from mlm_infer.errors import InputError, MlmInferError
 from mlm_infer.shared.command import command_errors
 
-from .config import Precision, TrainConfig, load_recipe, read_prompts, recipe_names
+from .config import Precision, Tracker, TrainConfig, load_recipe, read_prompts, recipe_names
 
 __all__ = ["main"]
 
@@ -36,16 +36,20 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--block-size", type=int, help="Tokens per block.  [default: 128]")
 @click.option("--mlm-probability", type=float, help="Share of tokens to predict.  [default: 0.15]")
 @click.option("--epochs", type=float, help="Passes over the data.  [default: 3]")
+@click.option("--max-steps", type=int, help="End after so many weight updates, whatever --epochs says.")
 @click.option("--batch-size", type=int, help="Blocks per step.  [default: 32]")
 @click.option("--gradient-accumulation-steps", type=int, help="Batches per weight update.  [default: 1]")
 @click.option("--learning-rate", type=float, help="Peak learning rate of AdamW.  [default: 5e-5]")
 @click.option("--weight-decay", type=float, help="[default: 0.01]")
 @click.option("--warmup-ratio", type=float, help="Share of steps with rising learning rate.  [default: 0]")
 @click.option("--lr-scheduler", help="linear, cosine or another transformers schedule.  [default: linear]")
+@click.option("--scheduler-options", metavar="JSON", help="Settings of the schedule, as in '{\"min_lr\": 1e-6}'.")
+@click.option("--max-grad-norm", type=float, help="Scale gradients down to this norm; 0 does not.  [default: 1]")
 @click.option("--dropout", type=float, help="Dropout while training.  [default: the checkpoint's]")
 @click.option("--precision", type=click.Choice(typing.get_args(Precision)), help="[default: auto]")
 @click.option("--seed", type=int, help="[default: 42]")
 @click.option("--prompts", type=click.Path(path_type=Path), help="File of sentences to fill at each evaluation.")
+@click.option("--report-to", type=click.Choice(typing.get_args(Tracker)), help="Report each loss there as well.")
 @click.option("--push-to-hub", is_flag=True, default=None, help="Upload the result, with its model card.")
 @click.option("--hub-model-id", help="Repository to upload to.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
@@ -71,6 +75,8 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
         raise InputError("no model: name one with --model (a Hub id or a folder), or take a --recipe")
     if "prompts" in given:
         settings["prompts"] = read_prompts(given["prompts"])
+    if "scheduler_options" in given:
+        settings["scheduler_options"] = _json_object(given["scheduler_options"])
     config = TrainConfig(**settings)
 
     from . import fine_tune
@@ -96,3 +102,13 @@ def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values:
     )
     click.echo(f"report: {config.output / 'report/index.html'}", err=True)
     click.echo(f"next: mlm-export {config.output} {config.output}-onnx --quantize", err=True)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"""--scheduler-options is {text!r}, which is no JSON object, as in '{{"min_lr": 1e-6}}'""")
+    return values

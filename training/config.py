@@ -14,6 +14,7 @@ from mlm_infer.errors import InputError
 __all__ = ["TrainConfig", "load_recipe", "read_prompts", "recipe_names"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +40,20 @@ class TrainConfig:
         mlm_probability: Share of the tokens to predict, of which 80 % are masked, 10 % replaced by a random
             token and 10 % unchanged (Devlin et al. 2019, section 3.1).
         epochs: Passes over the training blocks.
+        max_steps: End after so many weight updates, whatever `epochs` says.
         batch_size: Blocks per step and device.
         gradient_accumulation_steps: Batches per weight update.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
         warmup_ratio: Share of the steps over which the learning rate rises.
         lr_scheduler: Name of a transformers schedule, such as `linear` or `cosine`.
+        scheduler_options: Settings of that schedule, such as `{"min_lr": 1e-6}` for `cosine_with_min_lr`.
+        max_grad_norm: Norm that gradients are scaled down to; 0 leaves them as they are.
         dropout: Dropout of embeddings, attention and layers during training, in place of the checkpoint's own.
         precision: `auto` selects bf16 if the hardware supports it, else fp16 on CUDA, else fp32.
         seed: Seed of the split, the masks, the order and the dropout.
         prompts: Sentences with `[MASK]` or `<mask>` that are filled at each evaluation.
+        report_to: Report each loss to `tensorboard`, in the folder `runs` of the output, or to `wandb` as well.
         push_to_hub: Upload the result, with its model card.
         hub_model_id: Repository to upload to; the output folder's name if None.
     """
@@ -68,23 +73,27 @@ class TrainConfig:
     block_size: int = 128
     mlm_probability: float = 0.15
     epochs: float = 3.0
+    max_steps: int | None = None
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
     warmup_ratio: float = 0.0
     lr_scheduler: str = "linear"
+    scheduler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    max_grad_norm: float = 1.0
     dropout: float | None = None
     precision: Precision = "auto"
     seed: int = 42
     prompts: tuple[str, ...] = ()
+    report_to: Tracker = "none"
     push_to_hub: bool = False
     hub_model_id: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size", "gradient_accumulation_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_train_blocks", "max_validation_blocks"):
+        for name in ("max_train_blocks", "max_validation_blocks", "max_steps"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
         for name in ("validation_fraction", "mlm_probability"):
@@ -95,8 +104,10 @@ class TrainConfig:
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "from 0 to below 1")
         _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
-        choices = typing.get_args(Precision)
-        _require(self.precision in choices, "precision", self.precision, "one of " + ", ".join(choices))
+        _require(0 <= self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "0 or more")
+        for name, kind in (("precision", Precision), ("report_to", Tracker)):
+            choices = typing.get_args(kind)
+            _require(getattr(self, name) in choices, name, getattr(self, name), "one of " + ", ".join(choices))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as a dictionary that can be written as JSON."""
@@ -167,6 +178,6 @@ def _allowed_types(hint: Any) -> tuple[type, ...]:
         return tuple(kind for part in typing.get_args(hint) for kind in _allowed_types(part))
     if typing.get_origin(hint) is Literal or hint is Path:
         return (str,)
-    if typing.get_origin(hint) is tuple:
-        return (list,)
+    if typing.get_origin(hint) in (tuple, dict):
+        return (list,) if typing.get_origin(hint) is tuple else (dict,)
     return (int, float) if hint is float else (hint,)

@@ -10,6 +10,10 @@ from mlm_infer.shared.folders import REPORT
 __all__ = ["Repository"]
 
 
+_LOCAL = [REPORT, "runs/*"]
+"""What contains local paths, or the names of the machine."""
+
+
 class Repository:
     """A repository to upload to. It is created at once, so that a missing login is not found after the training.
 
@@ -31,7 +35,7 @@ class Repository:
             ) from error
 
     def upload(self, folder: Path) -> None:
-        """Upload a model with its card and report, but for the JSON, which contains local paths.
+        """Upload a model with its card and report, but for what contains local names.
 
         Args:
             folder: The finished model.
@@ -41,10 +45,10 @@ class Repository:
         """
         try:
             self._api.upload_folder(
-                repo_id=self._name, folder_path=folder, ignore_patterns=[REPORT], commit_message="Model of mlm-train"
+                repo_id=self._name, folder_path=folder, ignore_patterns=_LOCAL, commit_message="Model of mlm-train"
             )
         except (OSError, ValueError) as error:
             raise MlmInferError(
                 f"the model is in {folder}, but could not be uploaded: {first_line(error)}; repeat that with: "
-                f"hf upload {self._name} {folder} --exclude {REPORT}"
+                f"hf upload {self._name} {folder} --exclude {' '.join(_LOCAL)}"
             ) from error

@@ -17,6 +17,7 @@ from mlm_infer.shared.folders import REPORT, move_into_place, writing
 
 from .blocks import Blocks, make_blocks
 from .card import find_licences
+from .checks import check_schedule, check_tracker
 from .config import TrainConfig
 from .data import load_splits
 from .dropout import set_dropout
@@ -51,6 +52,8 @@ class TrainingJob:
         self._warnings: list[str] = []
         # Asked for before anything is loaded: a device that is not there is said at once.
         self._precision = choose_precision(config.precision)
+        check_schedule(config.lr_scheduler, config.scheduler_options)
+        check_tracker(config.report_to)
         transformers.set_seed(config.seed)
         self._model, self._tokenizer, missing = open_checkpoint(config.model)
         if missing:
@@ -185,15 +188,18 @@ def _arguments(
 ) -> TrainingArguments:
     # transformers stores the precision in this variable and would use it for the next run in this process.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if precision == "fp32" else precision
-    updates = max(1, int(steps_an_epoch * config.epochs / config.gradient_accumulation_steps))
+    updates = config.max_steps or max(1, int(steps_an_epoch * config.epochs / config.gradient_accumulation_steps))
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         lr_scheduler_type=config.lr_scheduler,
+        lr_scheduler_kwargs=config.scheduler_options,
+        max_grad_norm=config.max_grad_norm,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         bf16=precision == "bf16",
         fp16=precision == "fp16",
@@ -205,7 +211,7 @@ def _arguments(
         remove_unused_columns=False,
         logging_steps=max(1, updates // 50),
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
+        report_to=config.report_to,
     )
 
 
