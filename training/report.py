@@ -14,7 +14,7 @@ from mlm_infer.shared.tables import format_table
 
 from .config import TrainConfig
 
-__all__ = ["Evaluation", "Fill", "TrainReport", "describe_machine", "is_local", "public_name"]
+__all__ = ["DocumentCounts", "Evaluation", "Fill", "TrainReport", "describe_machine", "is_local", "public_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,25 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentCounts:
+    """Numbers of documents.
+
+    Attributes:
+        train: Documents that the training blocks are drawn from.
+        validation: Documents that the validation blocks are drawn from.
+        empty: Documents without text, which are left out.
+        repeated: Validation documents that are training documents, too; left out with `config.deduplicate`.
+        unused_splits: Splits of local data that were neither trained nor validated on.
+    """
+
+    train: int
+    validation: int
+    empty: int
+    repeated: int
+    unused_splits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainReport:
     """The content of `training_report.json`.
 
@@ -70,8 +89,7 @@ class TrainReport:
         evaluations: Evaluations from before training to the end.
         train_curve: Step and training loss at each logging step.
         fills: Predictions for the sentences of `config.prompts` at each evaluation.
-        train_documents: Documents that the training blocks are drawn from.
-        validation_documents: Documents that the validation blocks are drawn from.
+        documents: Numbers of documents.
         train_blocks: Blocks trained on.
         validation_blocks: Blocks validated on.
         licences: Licences of the initial model and the data, by their names.
@@ -85,8 +103,7 @@ class TrainReport:
     evaluations: tuple[Evaluation, ...]
     train_curve: tuple[tuple[int, float], ...]
     fills: tuple[Fill, ...]
-    train_documents: int
-    validation_documents: int
+    documents: DocumentCounts
     train_blocks: int
     validation_blocks: int
     licences: dict[str, str]
@@ -134,9 +151,12 @@ class TrainReport:
     def data_facts(self) -> list[tuple[str, str]]:
         """Return what the model was trained and evaluated on."""
         return [
-            ("training", f"{self.train_documents} documents, {self.train_blocks} blocks"),
-            ("validation", f"{self.validation_documents} documents, {self.validation_blocks} blocks"),
+            ("training", f"{self.documents.train} documents, {self.train_blocks} blocks"),
+            ("validation", f"{self.documents.validation} documents, {self.validation_blocks} blocks"),
             ("masked tokens of the validation", f"{self.evaluations[0].masked_tokens}"),
+            ("empty documents, left out", f"{self.documents.empty}"),
+            ("validation documents that are training documents, too", f"{self.documents.repeated}"),
+            ("splits that are not used", ", ".join(self.documents.unused_splits) or "none"),
         ]
 
     def settings(self) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from matplotlib.text import Annotation
 from mlm_infer.training import Evaluation, TrainConfig, TrainReport, fine_tune
 from mlm_infer.training.curve import draw_curve
-from mlm_infer.training.report import Fill
+from mlm_infer.training.report import DocumentCounts, Fill
 from mlm_infer.training.summaries import save_summaries
 from transformers import pipeline
 
@@ -38,8 +38,7 @@ def report(count: int, output: Path, **values: Any) -> TrainReport:
         "evaluations": tuple(evaluations),
         "train_curve": tuple((step, 2.5 + math.exp(-step / 400)) for step in range(20, count * 100, 20)),
         "fills": (),
-        "train_documents": 9,
-        "validation_documents": 3,
+        "documents": DocumentCounts(train=9, validation=3, empty=1, repeated=0, unused_splits=("test",)),
         "train_blocks": 90,
         "validation_blocks": 30,
         "licences": {"org/model": "apache-2.0"},
