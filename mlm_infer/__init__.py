@@ -18,6 +18,7 @@ from .errors import (
     ModelError,
     OutputExistsError,
     TextError,
+    TrainingError,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ __all__ = [
     "ScoreResult",
     "TextError",
     "TokenScore",
+    "TrainingError",
 ]
 
 

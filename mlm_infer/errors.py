@@ -11,6 +11,7 @@ __all__ = [
     "ModelError",
     "OutputExistsError",
     "TextError",
+    "TrainingError",
     "first_line",
 ]
 
@@ -86,6 +87,10 @@ class DeviceError(MlmInferError, RuntimeError):
 
 class ModelError(MlmInferError, ValueError):
     """A checkpoint that is not a usable masked language model."""
+
+
+class TrainingError(MlmInferError, RuntimeError):
+    """A training that had to stop, such as for a loss that is not finite."""
 
 
 class ExportError(MlmInferError, RuntimeError):

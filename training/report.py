@@ -14,7 +14,29 @@ from mlm_infer.shared.tables import format_table
 
 from .config import TrainConfig
 
-__all__ = ["DocumentCounts", "Evaluation", "Fill", "TrainReport", "describe_machine", "is_local", "public_name"]
+__all__ = [
+    "DocumentCounts",
+    "Evaluation",
+    "Fill",
+    "TrainReport",
+    "describe_machine",
+    "exponential",
+    "is_local",
+    "public_name",
+    "thin",
+]
+
+
+def thin(losses: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Return at most 200 points of a curve, each the mean of neighbours at the step of the last of them."""
+    width = -(-len(losses) // 200) or 1
+    groups = [losses[start : start + width] for start in range(0, len(losses), width)]
+    return tuple((group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups)
+
+
+def exponential(loss: float) -> float:
+    """Return the perplexity of a mean loss; above 700 that of 700, the largest number that JSON can hold."""
+    return math.exp(min(loss, 700.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +62,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """The exponential of the mean loss over all masked tokens."""
-        return math.exp(self.loss)
+        return exponential(self.loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +109,7 @@ class TrainReport:
     Attributes:
         config: The configuration of the run.
         evaluations: Evaluations from before training to the end.
-        train_curve: Step and training loss at each logging step.
+        train_curve: Step and training loss, averaged over neighbouring steps in a long run.
         fills: Predictions for the sentences of `config.prompts` at each evaluation.
         documents: Numbers of documents.
         train_blocks: Blocks trained on.

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 
+from mlm_infer.errors import InputError
 from mlm_infer.shared.folders import check_output
 
+from .checkpoints import check_work, last_checkpoint, work_folder
 from .config import TrainConfig
 from .job import TrainingJob
+from .process_state import restored
+from .processes import together
 from .report import Evaluation, TrainReport
-from .work import check_work, last_checkpoint, work_folder
 
 __all__ = ["fine_tune"]
 
@@ -22,14 +25,17 @@ def fine_tune(
 ) -> TrainReport:
     """Fine-tune a masked language model, and write the model, its tokenizer and reports.
 
-    Training draws new masks in every epoch; evaluation uses masks that are drawn once. The loss of a step is the mean
-    over its masked tokens. The head runs at these positions only, which affects nothing but the speed.
+    Training draws new masks in every epoch; evaluation uses masks that are drawn once. The loss of an update is the
+    mean over its masked tokens. The head runs at these positions only, which affects nothing but the speed.
+
+    In the main thread, Ctrl-C and SIGTERM end the run after the step that is being computed, with a checkpoint.
+    Environment variables, random generators and signal handlers are as before when this returns.
 
     Args:
         config: The configuration of the run.
         overwrite: Replace an existing output folder once the new one is complete, provided that it is empty or contains
-            only files that this package wrote, and does not overlap with an input.
-        resume: Continue after the last finished epoch of an interrupted run with the same configuration.
+            only files that this package wrote, and does not overlap with an input. Discard an interrupted run.
+        resume: Continue an interrupted run with the same configuration; `epochs` may be higher.
         progress: Show progress bars on stderr.
         on_evaluation: Called after each evaluation, the one before training included.
 
@@ -38,15 +44,26 @@ def fine_tune(
         `report/curve.png`, and as the model card `README.md`.
 
     Raises:
-        OutputExistsError: The output folder exists and `overwrite` is false, or it must not be replaced.
+        OutputExistsError: The output folder or an interrupted run exists and `overwrite` is false, or it must not be
+            replaced.
         ModelError: The checkpoint is not a usable masked language model.
         DataError: The data cannot be read or contains too little text.
-        InputError: A value of the configuration is invalid for this model or machine.
+        InputError: A value of the configuration is invalid for this model or machine, or the run to resume was another.
+        TrainingError: A loss is not finite, memory ran out, or a checkpoint cannot be written; names the last one.
+        KeyboardInterrupt: The run was stopped, and can be resumed.
     """
     output = config.output.expanduser()
     sources = [each for each in (config.model, config.data, config.validation_data) if each is not None]
-    check_output(output, overwrite=overwrite, sources=sources)
-    work = work_folder(output)
-    check_work(work, sources)
-    job = TrainingJob(config, work, last_checkpoint(work) if resume else None)
-    return job.run(progress=progress, on_evaluation=on_evaluation, output=output, overwrite=overwrite, sources=sources)
+    with restored(), together() as processes:
+        # Each process checks before the first one changes anything.
+        check_output(output, overwrite=overwrite, sources=sources)
+        work = work_folder(output)
+        check_work(work, sources, replace=overwrite or resume)
+        checkpoint = last_checkpoint(work) if resume else None
+        if resume and checkpoint is None:
+            raise InputError(f"there is nothing to resume: {work} holds no checkpoint; start without --resume")
+        processes.wait_for_everyone()
+        job = TrainingJob(config, work, checkpoint)
+        return job.run(
+            progress=progress, on_evaluation=on_evaluation, output=output, overwrite=overwrite, sources=sources
+        )

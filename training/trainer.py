@@ -1,24 +1,31 @@
-"""The transformers Trainer, with the head at masked positions only and an exact evaluation."""
+"""The transformers Trainer, with the head at masked positions only, an exact loss and an exact evaluation."""
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
     Trainer,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from mlm_infer.shared.masked_rows import head_at_rows, masked_logits, rows_are_exact
+from mlm_infer.errors import TrainingError
 
+from .masked_forward import MaskedForward
 from .masks import IGNORED, BlockOrder, MaskedBatch
+from .processes import sum_over_processes
+from .report import exponential
+from .stopping import StoppedError, StopRequest, StopWhenAsked
 
 __all__ = ["MaskedLMTrainer", "QuietProgress", "evaluate_loss"]
 
@@ -37,38 +44,82 @@ class QuietProgress(ProgressCallback):
         """Show the newest loss and perplexity at the end of the bar."""
         shown = {name: logs[name] for name in ("loss", "eval_perplexity") if logs and name in logs}
         if self.training_bar is not None and shown:
-            self.training_bar.set_postfix({name.removeprefix("eval_"): f"{value:.4g}" for name, value in shown.items()})
+            texts = {name.removeprefix("eval_"): f"{value:.4g}" for name, value in shown.items()}
+            # Every step has a loss; the bar itself decides how often it is drawn.
+            self.training_bar.set_postfix(texts, refresh="eval_perplexity" in shown)
+
+    def close(self) -> None:
+        """End the line of a bar that stands half-way."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+
+class MissedEvaluation(TrainerCallback):
+    """Makes up for an evaluation that a request to stop cut short.
+
+    Args:
+        trainer: The trainer that evaluates.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: object
+    ) -> None:
+        """Evaluate the resumed model if its last step should have been followed by that."""
+        due = state.global_step > 0 and state.global_step % args.eval_steps == 0
+        if due and not any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history):
+            self._trainer.evaluate()
 
 
 @torch.no_grad()
-def evaluate_loss(model: PreTrainedModel, batches: Sequence[MaskedBatch]) -> tuple[float, int]:
-    """Evaluate a model on fixed masks, in fp32 and without dropout.
+def evaluate_loss(
+    model: PreTrainedModel,
+    batches: Sequence[MaskedBatch],
+    *,
+    way: MaskedForward | None = None,
+    request: StopRequest | None = None,
+) -> tuple[float, int]:
+    """Evaluate a model on fixed masks, in fp32 and without dropout; all processes share the batches.
 
     Args:
         model: The model; its mode is restored.
         batches: Batches from `freeze_masks`.
+        way: How to compute the logits; None finds the best way for this model.
+        request: Ends the evaluation when made.
 
     Returns:
         The mean negative log-likelihood in nats over all masked tokens, and their number. Perplexity is the exponential
         of the mean. A mean of batch means would weight tokens unequally.
+
+    Raises:
+        StoppedError: The request was made.
     """
-    device = next(model.parameters()).device
-    training = model.training
+    device, training = model.device, model.training
+    way = way or MaskedForward.best(model, batches)
+    # The forward of the class: accelerate wraps that of the instance in autocast, and the measurement must be fp32.
+    forward = partial(type(model).forward, model)
     model.eval()
-    fast = rows_are_exact(model, batches[0]["input_ids"][:2].to(device), batches[0]["attention_mask"][:2].to(device))
+    state = PartialState()
     total, count = 0.0, 0
-    for batch in batches:
-        labels = batch["labels"].reshape(-1)
-        rows = (labels != IGNORED).nonzero().squeeze(1)
-        if not len(rows):
-            continue
-        logits = masked_logits(
-            model, batch["input_ids"].to(device), batch["attention_mask"].to(device), rows.to(device), fast=fast
-        )
-        total += cross_entropy(logits.float(), labels[rows].to(device), reduction="sum").item()
-        count += len(rows)
+    # Every process takes part in every round, so that all of them see a request in the same one.
+    for start in range(0, len(batches), state.num_processes):
+        if request is not None and request.made():
+            model.train(training)
+            raise StoppedError
+        own = start + state.process_index
+        for batch in batches[own : own + 1]:
+            inputs = {
+                "input_ids": batch["input_ids"].to(device),
+                "attention_mask": batch["attention_mask"].to(device),
+            }
+            logits, labels = way.logits(forward, inputs, batch["labels"].to(device))
+            total += cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED).item()
+            count += int((labels != IGNORED).sum())
     model.train(training)
-    return total / count, count
+    total, masked = sum_over_processes([total, float(count)])
+    return total / masked, int(masked)
 
 
 class MaskedLMTrainer(Trainer):
@@ -77,20 +128,37 @@ class MaskedLMTrainer(Trainer):
     Args:
         frozen: What to evaluate on.
         warmup_ratio: Share of the steps over which the learning rate rises.
+        way: How to compute the logits; None finds the best way for this model.
+        request: Ends the training when made.
         **options: Those of `Trainer`; `train_dataset` is a `MaskedBlocks`.
+
+    Attributes:
+        stop: Tells whether the training was stopped.
     """
 
-    def __init__(self, *, frozen: Sequence[MaskedBatch], warmup_ratio: float, **options: Any) -> None:
+    loss_is_scaled_for_ga = True
+    """For transformers 5: `compute_loss` already divides by the masked tokens of the whole update."""
+
+    def __init__(
+        self,
+        *,
+        frozen: Sequence[MaskedBatch],
+        warmup_ratio: float = 0.0,
+        way: MaskedForward | None = None,
+        request: StopRequest | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
+        # For transformers 4 this says the same, and for both that the masked tokens of an update are counted.
+        self.model_accepts_loss_kwargs = True
         self.frozen = frozen
         self._warmup_ratio = warmup_ratio
-        first = frozen[0]
-        # nn.DataParallel replicates the model with its hook, which would apply the same rows to every replica.
-        self._fast = self.args.n_gpu <= 1 and rows_are_exact(
-            self.model,
-            first["input_ids"][:2].to(self.args.device),
-            first["attention_mask"][:2].to(self.args.device),
-        )
+        self._request = request or StopRequest()
+        self._update_loss = 0.0
+        self.stop = StopWhenAsked(self._request)
+        self.add_callback(self.stop)
+        self.add_callback(MissedEvaluation(self))
+        self._way = way or MaskedForward.best(self.model, frozen)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the learning rate's schedule; transformers 5 has no share of warm-up steps any more."""
@@ -111,7 +179,7 @@ class MaskedLMTrainer(Trainer):
             sampler=order,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_persistent_workers,
+            persistent_workers=self.args.dataloader_num_workers > 0,
             pin_memory=self.args.dataloader_pin_memory,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
@@ -124,24 +192,55 @@ class MaskedLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean cross-entropy over the masked tokens of the step."""
-        if return_outputs or not self._fast:
+        """Return the share of a batch in the mean cross-entropy over the masked tokens of the whole update."""
+        if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"].reshape(-1)
-        rows = (labels != IGNORED).nonzero().squeeze(1)
-        with head_at_rows(self.accelerator.unwrap_model(model), rows):
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[0]
-        # With gradient accumulation the Trainer passes the number of masked tokens in the whole update, so that every
-        # token has the same weight.
-        count = num_items_in_batch if num_items_in_batch is not None else max(len(rows), 1)
-        return cross_entropy(logits.float(), labels[rows], reduction="sum") / count
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        logits, labels = self._way.logits(model, rest, inputs["labels"])
+        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum().clamp(min=1)
+        loss = cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED) / count
+        # The gradients of several processes are averaged, and what each adds is a share of the same mean.
+        return loss * self.accelerator.num_processes if num_items_in_batch is not None else loss
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        """Add up the loss of an update, which transformers 4 would round to four digits."""
+        loss: torch.Tensor = super().training_step(*args, **options)
+        self._update_loss += float(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Log what was measured, and stop if a number is not finite: the weights are spoilt then.
+
+        Raises:
+            TrainingError: A loss or gradient norm is not finite.
+        """
+        if "loss" in logs:
+            logs["loss"] = sum_over_processes([self._update_loss])[0] / self.args.world_size
+            self._update_loss = 0.0
+        # With fp16 a gradient overflows from time to time; the scaler skips that update and lowers its scale.
+        skipped = "loss" in logs and self.accelerator.optimizer_step_was_skipped
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)) and not (skipped and name == "grad_norm"):
+                what = {"grad_norm": "norm of the gradients", "eval_loss": "validation loss"}.get(name, name)
+                raise TrainingError(
+                    f"the {what} is {logs[name]} after step {self.state.global_step}; a lower --learning-rate, "
+                    "more --warmup-ratio or --precision fp32 may help"
+                )
+        super().log(logs, *rest)
 
     def evaluate(self, *_args: Any, metric_key_prefix: str = "eval", **_rest: Any) -> dict[str, float]:
         """Evaluate on the fixed masks; the Trainer's own mean of batch losses would weight tokens unequally."""
-        loss, count = evaluate_loss(self.accelerator.unwrap_model(self.model), self.frozen)
+        model = self.accelerator.unwrap_model(self.model)
+        try:
+            loss, count = evaluate_loss(model, self.frozen, way=self._way, request=self._request)
+        except StoppedError:
+            if not self.state.global_step:
+                raise KeyboardInterrupt("stopped before the first step") from None
+            self.control.should_evaluate = False
+            return {}  # the step is saved, and its evaluation follows when the run is resumed
         metrics = {
             f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": math.exp(loss),
+            f"{metric_key_prefix}_perplexity": exponential(loss),
             f"{metric_key_prefix}_masked_tokens": float(count),
         }
         self.log(metrics)

@@ -32,8 +32,8 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
         except MlmInferError as error:
             click.echo(f"error: {message_of(error)}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("stopped", err=True)
+        except KeyboardInterrupt as interrupt:
+            click.echo(str(interrupt) or "stopped", err=True)
             sys.exit(1)
         except BrokenPipeError:
             # The reader closed the pipe, as `head` does. That is not an error. Without a stdout, Python does not try to

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,9 @@ REPORT = "training_report.json"
 """The report that `mlm-train` writes. Like a bundle's manifest, it lists the files of its folder under `files`,
 with relative paths."""
 
+
+_LITTLE = 1 << 20
+"""With less than so many free bytes a disk counts as full: a file that did not fit may have left some."""
 
 Sources = Iterable[str | os.PathLike[str]]
 
@@ -191,6 +195,9 @@ def writing(folder: Path) -> Iterator[None]:
         system = re.search(r"\(os error (\d+)\)", reason)
         if system is not None:
             raise OSError(int(system[1]), os.strerror(int(system[1])), str(folder)) from error
-        if "PytorchStreamWriter" in reason:
-            raise OSError(errno.EIO, reason, str(folder)) from error
+        if "PytorchStreamWriter" in reason or "inline_container" in reason:
+            # torch reports that not all bytes arrived, and not why.
+            full = shutil.disk_usage(folder).free < _LITTLE
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(folder)) from error
         raise

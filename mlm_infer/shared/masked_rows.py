@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .memory import is_out_of_memory
+
 __all__ = ["head_at_rows", "masked_logits", "rows_are_exact"]
 
 
@@ -75,7 +77,9 @@ def rows_are_exact(model: PreTrainedModel, input_ids: torch.Tensor, attention_ma
         full = masked_logits(model, input_ids, attention_mask, rows, fast=False)
         fast = masked_logits(model, input_ids, attention_mask, rows, fast=True)
         return full.shape == fast.shape and torch.allclose(full, fast, rtol=1e-4, atol=1e-4)
-    except (AttributeError, IndexError, RuntimeError, TypeError):
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         return False
     finally:
         model.train(training)

@@ -17,8 +17,6 @@ from mlm_infer.training.trainer import evaluate_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import InputError, ModelError, OutputExistsError
-from mlm_infer.shared.masked_rows import head_at_rows, rows_are_exact
-from tests.helpers.architectures import ARCHITECTURES
 from tests.helpers.pipeline import NAMES
 
 TEXTS = [f"Sentence number {number} is about a film." for number in range(40)]
@@ -101,28 +99,6 @@ def test_loss_is_the_mean_over_masked_tokens(base: Path) -> None:
     assert loss == pytest.approx(total / count, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["base", *ARCHITECTURES])
-def test_head_at_masked_rows_has_the_same_gradients(name: str, checkpoints: dict[str, Path]) -> None:
-    """Less work, the same loss and the same gradients, for every architecture."""
-    model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
-    ids = torch.randint(4, min(900, model.config.vocab_size - 1), (3, 12), generator=torch.Generator().manual_seed(0))
-    rows = torch.tensor([1, 5, 14, 30])
-    attention = torch.ones_like(ids)
-    assert rows_are_exact(model, ids, attention)
-    gradients = []
-    for fast in (False, True):
-        model.zero_grad()
-        if fast:
-            with head_at_rows(model, rows):
-                logits = model(input_ids=ids, attention_mask=attention).logits[0]
-        else:
-            logits = model(input_ids=ids, attention_mask=attention).logits.flatten(0, 1)[rows]
-        torch.nn.functional.cross_entropy(logits, ids.flatten()[rows]).backward()
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
 def test_masking_statistics(base: Path) -> None:
     """15 % of the tokens; of these 80 % masked, 10 % random, 10 % kept; special tokens never. Within 4 sigma."""
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -184,20 +160,3 @@ def test_head_without_weights_is_a_warning(base: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "encoder")
     report = fine_tune(config(tmp_path / "encoder", tmp_path, max_train_blocks=16, epochs=1))
     assert "random values" in report.warnings[0]
-
-
-@pytest.mark.slow
-def test_interrupted_run_resumes(base: Path, tmp_path: Path) -> None:
-    """Ctrl-C after an epoch: no output folder; --resume gives the evaluations of an unbroken run."""
-    settings = config(base, tmp_path, epochs=3, dropout=0.0, precision="fp32")
-
-    def interrupt(evaluation: Any) -> None:
-        if evaluation.when == "epoch 2":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(settings, on_evaluation=interrupt)
-    assert not settings.output.exists()
-    resumed = fine_tune(settings, resume=True)
-    assert [each.when for each in resumed.evaluations] == ["before", "epoch 1", "epoch 2", "end"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,119 @@
+"""A pass through the model that computes no more than the logits at masked positions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mlm_infer.shared.masked_rows import head_at_rows
+from mlm_infer.shared.memory import is_out_of_memory
+
+from .last_layer import LastLayer
+from .masks import IGNORED, MaskedBatch
+
+__all__ = ["MaskedForward"]
+
+
+class MaskedForward:
+    """Computes logits at masked positions.
+
+    Args:
+        model: The model, without wrappers.
+        head: Run the head at these positions only.
+        last_layer: Run most of the last layer there only, too.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, head: bool, last_layer: bool = False) -> None:
+        self._model, self.head = model, head
+        self._last = LastLayer(model) if last_layer else None
+
+    @classmethod
+    def best(
+        cls, model: PreTrainedModel, batches: Sequence[MaskedBatch], *, last_layer: bool = True
+    ) -> "MaskedForward":
+        """Return the way that computes least and is exact for a model, which is tried on two texts.
+
+        Args:
+            model: The model.
+            batches: Where to take the texts from.
+            last_layer: Whether the last layer may run at masked positions only.
+        """
+        full = cls(model, head=False)
+        for whole_layer in (False, True) if last_layer else (True,):
+            try:
+                way = cls(model, head=True, last_layer=not whole_layer)
+                if way._equals(full, batches[0]):
+                    return way
+            # The ways in which a model shows that it is built otherwise.
+            except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
+        return full
+
+    @property
+    def last_layer(self) -> bool:
+        """Whether most of the last layer runs at masked positions only."""
+        return self._last is not None
+
+    def logits(
+        self, forward: Callable[..., Any], inputs: Mapping[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits, [masked, vocabulary], and the labels there, [masked].
+
+        Without any label this is one position whose label is ignored: every weight then has a gradient.
+
+        Args:
+            forward: The model or what is wrapped around it.
+            inputs: Its inputs.
+            labels: [batch, length].
+        """
+        flat = labels.reshape(-1)
+        rows = (flat != IGNORED).nonzero().squeeze(1)
+        if not len(rows):
+            rows = flat.new_zeros(1)
+        if not self.head:
+            return forward(**inputs).logits.flatten(0, 1)[rows], flat[rows]
+        with ExitStack() as stack:
+            chosen = rows
+            if self._last is not None:
+                positions, chosen = _slots(rows, labels.shape)
+                stack.enter_context(self._last.at(positions))
+            stack.enter_context(head_at_rows(self._model, chosen))
+            return forward(**inputs).logits[0], flat[rows]
+
+    @torch.no_grad()
+    def _equals(self, full: "MaskedForward", batch: MaskedBatch) -> bool:
+        """Return whether the logits are those of the full computation, for texts of changing length."""
+        model = self._model
+        ids, attention = batch["input_ids"][:2].to(model.device), batch["attention_mask"][:2].to(model.device)
+        training = model.training
+        model.eval()
+        try:
+            # The last one shows what a layer keeps from one call to the next, such as tables for a length.
+            for length in (ids.shape[1], -(-ids.shape[1] // 2), ids.shape[1]):
+                inputs = {"input_ids": ids[:, :length], "attention_mask": attention[:, :length]}
+                # Every third position, and in the second text fewer: texts have different numbers of masks.
+                labels = torch.full_like(inputs["input_ids"], IGNORED)
+                labels[:, ::3] = 0
+                labels[1:, : length // 2] = IGNORED
+                forward = partial(type(model).forward, model)
+                found, expected = (way.logits(forward, inputs, labels)[0] for way in (self, full))
+                if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+                    return False
+        finally:
+            model.train(training)
+        return True
+
+
+def _slots(rows: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions of flat rows in each text, [batch, slots], and where the rows are in it, flat."""
+    texts, positions = rows // shape[1], rows % shape[1]
+    counts = torch.bincount(texts, minlength=shape[0])
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[texts]
+    width = int(counts.max())
+    table = rows.new_zeros(shape[0], width)
+    table[texts, slots] = positions
+    return table, texts * width + slots
