@@ -69,6 +69,7 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--hub-model-id", help="Repository to upload to.")
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists, and discard an interrupted run.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Show plan, sizes, estimated time and memory; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
@@ -78,6 +79,7 @@ def main(
     from_scratch: str | None,
     force: bool,
     resume: bool,
+    dry_run: bool,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -89,6 +91,13 @@ def main(
     mlm-train --recipe imdb-distilbert --output out
     """  # noqa: D301
     config = TrainConfig(**_settings(source, recipe, from_scratch, values))
+
+    if dry_run:
+        from .plan import plan_run
+
+        plan = plan_run(config, overwrite=force)
+        click.echo(json.dumps(plan.to_dict(), ensure_ascii=False) if as_json else plan.table())
+        return
 
     from . import fine_tune
 

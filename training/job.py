@@ -58,6 +58,11 @@ class TrainingJob:
         work: The folder that is written until the run is complete.
         checkpoint: Where an interrupted run goes on; None starts anew.
 
+    Attributes:
+        model: The model.
+        precision: Precision of the training.
+        counts: Numbers of documents, once the text is prepared.
+
     Raises:
         ModelError, DataError, InputError: As for `fine_tune`.
     """
@@ -67,7 +72,7 @@ class TrainingJob:
         self._processes = PartialState()
         self._warnings: list[str] = []
         # Asked for before anything is loaded: a device or schedule that is not there is said at once.
-        self._precision = choose_precision(config.precision)
+        self.precision = choose_precision(config.precision)
         check_hardware(config)
         check_schedule(config.lr_scheduler, config.scheduler_options)
         check_tracker(config.report_to)
@@ -75,17 +80,17 @@ class TrainingJob:
         # Random weights of a head that the checkpoint lacks must be the same when the run is resumed.
         transformers.set_seed(config.seed)
         if self._splits is not None:
-            self._model, self._tokenizer = new_model(config.model, self._splits.train)
+            self.model, self._tokenizer = new_model(config.model, self._splits.train)
         else:
-            self._model, self._tokenizer, missing = open_checkpoint(config.model)
+            self.model, self._tokenizer, missing = open_checkpoint(config.model)
             if missing:
                 self._warn(_missing_weights(missing))
         self._fit_precision()
         if config.dropout is not None:
-            set_dropout(self._model, config.dropout)
+            set_dropout(self.model, config.dropout)
         self._rule = MaskRule.of(self._tokenizer, config.mlm_probability)
-        self._prompts = PromptFiller(config.prompts, self._model, self._tokenizer)
-        longest = max_length(self._model, self._tokenizer.model_max_length)
+        self._prompts = PromptFiller(config.prompts, self.model, self._tokenizer)
+        longest = max_length(self.model, self._tokenizer.model_max_length)
         if config.block_size > longest:
             raise InputError(f"block_size is {config.block_size}, but {config.model} takes at most {longest} tokens")
 
@@ -102,9 +107,9 @@ class TrainingJob:
         hub = self._open_hub(output)
         # The first process fills the cache of `datasets`, the others read it.
         with self._processes.main_process_first():
-            train, validation, frozen = self._prepare_text()
+            train, validation, frozen = self.prepare_text()
         blocks = {"training text": train, "validation text": validation}
-        mark = fingerprint(self._config, self._model, self._tokenizer, blocks, self._processes.num_processes)
+        mark = fingerprint(self._config, self.model, self._tokenizer, blocks, self._processes.num_processes)
         if self._checkpoint is not None:
             check_same_run(self._checkpoint, mark)
         with writing(self._work):
@@ -113,7 +118,7 @@ class TrainingJob:
         started = time.perf_counter()
         try:
             with StopRequest() as request, writing(self._work):
-                trainer = self._make_trainer(train, frozen, request)
+                trainer = self.make_trainer(train, frozen, request)
                 trainer.add_callback(self._prompts)
                 trainer.add_callback(recorder)
                 trainer.add_callback(CheckpointKeeper(mark))
@@ -142,6 +147,11 @@ class TrainingJob:
             return None
         return Repository(self._config.hub_model_id or output.name)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings so far."""
+        return tuple(dict.fromkeys(self._warnings))
+
     def _warn(self, text: str) -> None:
         """Tell now, and again in the report."""
         self._warnings.append(text)
@@ -150,17 +160,17 @@ class TrainingJob:
 
     def _fit_precision(self) -> None:
         """Train in fp32 what overflows in half precision, unless that was asked for by name."""
-        if self._precision == "fp32" or computes_in_half(self._model):
+        if self.precision == "fp32" or computes_in_half(self.model):
             return
-        architecture = self._model.config.model_type
+        architecture = self.model.config.model_type
         if self._config.precision != "auto":
             raise InputError(
                 f"precision is {self._config.precision!r}, in which {architecture} overflows; take --precision fp32"
             )
-        self._warn(f"{architecture} overflows in {self._precision}; training in fp32")
-        self._precision = "fp32"
+        self._warn(f"{architecture} overflows in {self.precision}; training in fp32")
+        self.precision = "fp32"
 
-    def _prepare_text(self) -> tuple[Blocks, Blocks, list[MaskedBatch]]:
+    def prepare_text(self) -> tuple[Blocks, Blocks, list[MaskedBatch]]:
         """Return blocks to train on, blocks to validate on, and the latter with their masks."""
         config = self._config
         splits = self._splits or load_splits(config)
@@ -169,7 +179,7 @@ class TrainingJob:
                 f"{splits.repeated} of {len(splits.validation)} validation documents are training documents, too, "
                 "which lowers the perplexity; --deduplicate leaves them out"
             )
-        self._counts = DocumentCounts(
+        self.counts = DocumentCounts(
             len(splits.train), len(splits.validation), splits.empty, splits.repeated, splits.unused_splits
         )
         train = make_blocks(splits.train, self._tokenizer, config.block_size)
@@ -190,18 +200,21 @@ class TrainingJob:
             remove_unfinished(self._work)
         self._processes.wait_for_everyone()
 
-    def _make_trainer(self, train: Blocks, frozen: list[MaskedBatch], request: StopRequest) -> MaskedLMTrainer:
-        config = self._config
-        self._model.to(self._processes.device)
-        way = self._choose_way(frozen)
+    def make_trainer(
+        self, train: Blocks, frozen: list[MaskedBatch], request: StopRequest, config: TrainConfig | None = None
+    ) -> MaskedLMTrainer:
+        """Return the trainer of this run, or with other settings one for a measurement."""
+        config = config or self._config
+        self.model.to(self._processes.device)
+        way = self.choose_way(frozen)
         batch_size = config.batch_size
         if config.auto_batch_size:
             batch_size = fitting_batch_size(
-                self._model,
+                self.model,
                 batch_size,
                 config.block_size,
                 share=config.mlm_probability,
-                precision=self._precision,
+                precision=self.precision,
                 way=way,
             )
         blocks_per_update = config.batch_size * config.gradient_accumulation_steps * self._processes.num_processes
@@ -210,12 +223,12 @@ class TrainingJob:
             warmup_ratio=config.warmup_ratio,
             way=way,
             request=request,
-            model=self._model,
+            model=self.model,
             args=make_arguments(
                 config,
-                self._model,
+                self.model,
                 self._work,
-                self._precision,
+                self.precision,
                 batch_size=batch_size,
                 updates_per_epoch=-(-len(train) // blocks_per_update),
                 evaluate_first=self._checkpoint is None,
@@ -229,17 +242,17 @@ class TrainingJob:
         trainer.remove_callback(transformers.ProgressCallback)
         return trainer
 
-    def _choose_way(self, frozen: list[MaskedBatch]) -> MaskedForward:
+    def choose_way(self, frozen: list[MaskedBatch]) -> MaskedForward:
         """Return how to compute the logits, and warn if that is slower than it might be."""
         config = self._config
         if config.full_head:
-            return MaskedForward(self._model, head=False)
+            return MaskedForward(self.model, head=False)
         # Checkpointing calls the layer again during the backward pass, and compilation knows no modes of torch.
         whole_layer = config.gradient_checkpointing or config.compile
-        way = MaskedForward.best(self._model, frozen, last_layer=not whole_layer)
+        way = MaskedForward.best(self.model, frozen, last_layer=not whole_layer)
         if not way.head:
             self._warn(
-                f"the head of {self._model.config.model_type} cannot run at the masked positions only; "
+                f"the head of {self.model.config.model_type} cannot run at the masked positions only; "
                 "it runs at all of them, which takes more time and memory"
             )
         return way
@@ -250,7 +263,7 @@ class TrainingJob:
         if checkpoint is not None and is_finished(checkpoint, self._config):
             # The Trainer would make one more step.
             weights, _, _ = open_checkpoint(str(checkpoint))
-            self._model.load_state_dict(weights.state_dict())
+            self.model.load_state_dict(weights.state_dict())
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             recorder.read(trainer.state)
         else:
@@ -273,14 +286,14 @@ class TrainingJob:
             evaluations=tuple(recorder.evaluations),
             train_curve=thin(losses),
             fills=fills_of(trainer.state.log_history),
-            documents=self._counts,
+            documents=self.counts,
             train_blocks=train_blocks,
             validation_blocks=validation_blocks,
             licences=find_licences(self._config),
-            precision=self._precision,
+            precision=self.precision,
             seconds=seconds,
             machine=describe_machine(str(trainer.args.device)) | {"processes": str(self._processes.num_processes)},
-            warnings=tuple(self._warnings),
+            warnings=self.warnings,
         )
 
     def _write(self, trainer: MaskedLMTrainer, report: TrainReport) -> Path:
