@@ -27,7 +27,7 @@ from .trainer import MaskedLMTrainer, evaluate_loss
 
 __all__ = ["Plan", "plan_run"]
 
-_BUDGET = 12.0
+_BUDGET = 6.0
 """Seconds for the steps of one measurement, of which there are at most three."""
 _MOST_STEPS = 8
 _EVALUATED_BLOCKS = 16
@@ -165,18 +165,18 @@ def _measure_update(job: TrainingJob, config: TrainConfig, train: Blocks, frozen
     """Measure whole updates if that takes seconds, else smaller ones, and extrapolate."""
     rounds, wanted = config.gradient_accumulation_steps, config.batch_size
     one = _measure(job, replace(config, batch_size=1, gradient_accumulation_steps=1), train, frozen)
+    if (rounds, wanted) == (1, 1):
+        return one
     # The first step is not counted, so there are at least two of them; a block of a larger batch takes no longer.
-    size = min(wanted, max(2, int(_BUDGET / (2 * one.seconds))))
+    size = min(max(wanted, 2), max(2, int(_BUDGET / (2 * one.seconds))))
     large = _measure(job, replace(config, batch_size=size, gradient_accumulation_steps=1), train, frozen)
-    if size == 1:
-        large = one
-    per_block = max(0.0, large.seconds - one.seconds) / max(1, size - 1)
+    per_block = max(0.0, large.seconds - one.seconds) / (size - 1)
     seconds = rounds * (large.seconds + per_block * (wanted - size))
     if 2 * seconds < _BUDGET and (rounds, wanted) != (1, size):
         return _measure(job, config, train, frozen)
     memory = large.memory
     if large.memory is not None and one.memory is not None:
-        memory = large.memory + (large.memory - one.memory) * (wanted - size) // max(1, size - 1)
+        memory = large.memory + (large.memory - one.memory) * (wanted - size) // (size - 1)
     return _Measured(size, seconds, memory)
 
 

@@ -2,8 +2,8 @@
 
 __all__ = ["is_out_of_memory"]
 
-# On the CPU PyTorch raises a plain RuntimeError, and on MPS too.
-_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
+# On the CPU PyTorch raises a plain RuntimeError, and on MPS too; the last one is oneDNN's, which does not say why.
+_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,117 @@
+"""Options that change memory, speed or the start of a run."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlm_infer.training import TrainConfig, fine_tune
+from mlm_infer.training.batch_size import fitting_batch_size
+from mlm_infer.training.masked_forward import MaskedForward
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+from mlm_infer import InputError, TrainingError
+from tests.helpers.kills import few_texts
+
+
+def config(model: Path, tmp_path: Path, **values: Any) -> TrainConfig:
+    """Five updates without dropout."""
+    settings: dict[str, Any] = {
+        "model": str(model),
+        "data": str(few_texts(tmp_path)),
+        "output": tmp_path / "out",
+        "epochs": 1,
+        "batch_size": 8,
+        "block_size": 32,
+        "max_train_blocks": 40,
+        "max_validation_blocks": 8,
+        "dropout": 0.0,
+        "precision": "fp32",
+    }
+    return TrainConfig(**settings | values)
+
+
+@pytest.mark.parametrize("values", [{"gradient_checkpointing": True}, {"loader_workers": 2}, {"full_head": True}])
+def test_what_changes_no_loss(values: dict[str, Any], tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Less memory, workers for the batches, all logits: the same loss at each step."""
+    plain = fine_tune(config(tiny["bert"], tmp_path, output=tmp_path / "plain"))
+    other = fine_tune(config(tiny["bert"], tmp_path, **values))
+    assert len(plain.train_curve) == 5
+    for (_, one), (_, two) in zip(plain.train_curve, other.train_curve, strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["folder", "config.json"])
+def test_from_scratch(kind: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Architecture and sizes are kept, the vocabulary is of the data, and blocks are as long as the model takes."""
+    source = tiny["roberta"] / kind if kind == "config.json" else tiny["roberta"]
+    report = fine_tune(config(source, tmp_path, from_scratch=True, block_size=64, dropout=None))
+    old, new = (AutoConfig.from_pretrained(path) for path in (tiny["roberta"], tmp_path / "out"))
+    assert (new.model_type, new.hidden_size, new.num_hidden_layers) == ("roberta", 32, old.num_hidden_layers)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert new.vocab_size == len(tokenizer)
+    assert new.pad_token_id == tokenizer.pad_token_id
+    assert tokenizer.get_vocab() != AutoTokenizer.from_pretrained(tiny["roberta"]).get_vocab()
+    text = "the film"
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+    # Random weights know nothing: every token is about as likely as any other.
+    assert report.perplexity_before == pytest.approx(new.vocab_size, rel=0.2)
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+
+
+@contextmanager
+def little_memory(more: int) -> Iterator[None]:
+    """Let this process take so many bytes more."""
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_batch_size_that_fits(base: Path) -> None:
+    """A divisor of what was asked for; nothing is left of the attempts. Where no block fits, that is said."""
+    model = AutoModelForMaskedLM.from_pretrained(base)
+    way = MaskedForward(model, head=False)
+
+    def fit(batch_size: int, block_size: int = 128) -> int:
+        return fitting_batch_size(model, batch_size, block_size, share=0.15, precision="fp32", way=way)
+
+    assert fit(2) == 2
+    # The logits of 192 blocks are 3 GB.
+    with little_memory(1_000_000_000):
+        found = fit(192)
+    assert 1 <= found < 192
+    assert 192 % found == 0
+    assert all(weight.grad is None for weight in model.parameters())
+    with little_memory(1_000_000), pytest.raises(TrainingError, match="one block of 512 tokens does not fit"):
+        fit(4, 512)  # the logits of a block are 62 MB
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": "bogus"}, "optimizer is 'bogus'; it must be one of adamw_torch"),
+        ({"lr_scheduler": "reduce_lr_on_plateau"}, "lr_scheduler is 'reduce_lr_on_plateau'; it must be one of linear"),
+        ({"save_steps": 0}, "save_steps is 0; it must be at least 1"),
+        ({"loader_workers": -1}, "loader_workers is -1; it must be 0 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be above 0 and finite"),
+    ],
+)
+def test_wrong_options(values: dict[str, Any], message: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """One line with the value and what there is."""
+    with pytest.raises(InputError, match=message):
+        fine_tune(config(tiny["bert"], tmp_path, **values))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tf32_needs_a_gpu(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """It is not ignored."""
+    with pytest.raises(InputError, match="tf32 needs an NVIDIA GPU"):
+        fine_tune(config(tiny["bert"], tmp_path, tf32=True))
