@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from mlm_infer.shared.tables import format_table
 # ruff: noqa: S603
 
 RUNS = {
-    "bert 2x128, batch 32": ("base", ["--batch-size", "32", "--epochs", "2", "--max-train-blocks", "640"]),
-    "distilbert, batch 8": ("distilbert", ["--batch-size", "8", "--epochs", "1", "--max-train-blocks", "160"]),
+    "bert 2x128, batch 32": ("base", ["--batch-size", "32", "--epochs", "1", "--max-train-blocks", "640"]),
+    "distilbert, batch 8": ("distilbert", ["--batch-size", "8", "--epochs", "1", "--max-train-blocks", "80"]),
     "distilroberta, batch 4 x 2": (
         "distilroberta",
-        ["--batch-size", "4", "--gradient-accumulation-steps", "2", "--epochs", "1", "--max-train-blocks", "120"],
+        ["--batch-size", "4", "--gradient-accumulation-steps", "2", "--epochs", "1", "--max-train-blocks", "80"],
     ),
 }
 
@@ -37,14 +38,14 @@ def run(options: list[str]) -> tuple[dict[str, Any], float, int]:
     """Run `mlm-train`; return its JSON, its seconds and its peak memory in bytes."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "mlm_infer.training", *options, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        text = process.stdout.read()
+    with tempfile.TemporaryFile() as answer:
+        process = subprocess.Popen(command, stdout=answer, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}")
-    return json.loads(text), time.perf_counter() - started, usage.ru_maxrss * 1024
+        if process.returncode:
+            raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}")
+        answer.seek(0)
+        return json.load(answer), time.perf_counter() - started, usage.ru_maxrss * 1024
 
 
 def main() -> None:

@@ -27,8 +27,11 @@ from .trainer import MaskedLMTrainer, evaluate_loss
 
 __all__ = ["Plan", "plan_run"]
 
-_BUDGET = 6.0
-"""Seconds for the steps of one measurement, of which there are at most three."""
+_BUDGET = 5.0
+"""Seconds for the steps of one measurement, of which there are at most three; it has at least two steps."""
+_LONGEST = 24.0
+"""Seconds that two whole updates may take to be measured as they are."""
+_FEW = 4
 _MOST_STEPS = 8
 _EVALUATED_BLOCKS = 16
 
@@ -164,20 +167,30 @@ def plan_run(config: TrainConfig, *, overwrite: bool = False) -> Plan:
 def _measure_update(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[MaskedBatch]) -> _Measured:
     """Measure whole updates if that takes seconds, else smaller ones, and extrapolate."""
     rounds, wanted = config.gradient_accumulation_steps, config.batch_size
-    one = _measure(job, replace(config, batch_size=1, gradient_accumulation_steps=1), train, frozen)
-    if (rounds, wanted) == (1, 1):
-        return one
-    # The first step is not counted, so there are at least two of them; a block of a larger batch takes no longer.
-    size = min(max(wanted, 2), max(2, int(_BUDGET / (2 * one.seconds))))
-    large = _measure(job, replace(config, batch_size=size, gradient_accumulation_steps=1), train, frozen)
-    per_block = max(0.0, large.seconds - one.seconds) / (size - 1)
-    seconds = rounds * (large.seconds + per_block * (wanted - size))
-    if 2 * seconds < _BUDGET and (rounds, wanted) != (1, size):
+    single = replace(config, gradient_accumulation_steps=1)
+    low = _measure(job, replace(single, batch_size=1), train, frozen)
+    if rounds * wanted == 1:
+        return low
+    high = _measure(job, replace(single, batch_size=min(max(wanted, 2), _FEW)), train, frozen)
+    # The first step is not counted, so there are at least two of them.
+    if 2 * rounds * _at(low, high, wanted).seconds < _LONGEST:
         return _measure(job, config, train, frozen)
-    memory = large.memory
-    if large.memory is not None and one.memory is not None:
-        memory = large.memory + (large.memory - one.memory) * (wanted - size) // (size - 1)
-    return _Measured(size, seconds, memory)
+    per_block = high.seconds / high.blocks
+    size = min(wanted, int(_BUDGET / per_block))
+    if size > high.blocks:
+        low, high = high, _measure(job, replace(single, batch_size=size), train, frozen)
+    found = _at(low, high, wanted)
+    return replace(found, blocks=high.blocks, seconds=rounds * found.seconds)
+
+
+def _at(low: _Measured, high: _Measured, blocks: int) -> _Measured:
+    """Extrapolate two measurements to another batch size."""
+    share = (blocks - high.blocks) / (high.blocks - low.blocks)
+    memory = high.memory
+    if low.memory is not None and high.memory is not None:
+        memory = high.memory + int(share * (high.memory - low.memory))
+    # More blocks never take less time, whatever else the machine did during the measurements.
+    return _Measured(blocks, high.seconds + share * max(0.0, high.seconds - low.seconds), memory)
 
 
 def _measure(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[MaskedBatch]) -> _Measured:
