@@ -8,7 +8,6 @@ the time depends on what they do meanwhile.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,8 +53,16 @@ def main() -> None:
     rows = []
     for name, (shape, options) in RUNS.items():
         model = base_checkpoint(work / "base") if shape == "base" else make_checkpoint(shape, work / shape)
-        shutil.rmtree(work / "out", ignore_errors=True)
-        line = ["movie-reviews", "--model", str(model), "--output", str(work / "out"), "--max-validation-blocks", "32"]
+        line = [
+            "movie-reviews",
+            "--model",
+            str(model),
+            "--output",
+            str(work / "out"),
+            "--force",
+            "--max-validation-blocks",
+            "32",
+        ]
         line += options
         plan, took, _ = run([*line, "--dry-run"])
         report, _, memory = run(line)

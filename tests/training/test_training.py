@@ -142,6 +142,9 @@ def test_wrong_model_and_values(base: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):
         fine_tune(config(tmp_path / "empty", tmp_path))
+    for name in ("./nowhere", "../a/b", "/nowhere/at/all", "a/b/c"):
+        with pytest.raises(ModelError, match=f"there is no folder {name}"):
+            fine_tune(config(Path("x"), tmp_path, model=name))
     with pytest.raises(InputError, match=r"block_size is 1000, but .* at most 512"):
         fine_tune(config(base, tmp_path, block_size=1000))
     (tmp_path / "out").mkdir()
