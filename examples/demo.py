@@ -56,7 +56,7 @@ def main() -> None:
     )
     report = fine_tune(config, progress=True)
     click.echo(report.table())
-    click.echo(f"\nthe training curve: {WORK / 'model/training_curve.png'}")
+    click.echo(f"\nthe report: {WORK / 'model/report/index.html'}")
 
     say("3. Exporting to ONNX, fp32 and int8, and comparing with PyTorch (mlm-export --quantize)")
     parity = export_bundle(str(config.output), WORK / "bundle", precisions=["fp32", "int8"])

@@ -3,7 +3,7 @@
     python tools/training_times.py --batch-size 8 --batch-size 16 --batch-size 32
 
 Every trainer runs in a process of its own and waits for its turn before each step, so that disturbances of the machine
-affect all of them alike. Model, blocks, masks, order and seed are the same, without dropout, so the losses must be, too.
+affect all of them alike. Model, blocks, masks, order and seed are the same, without dropout, so the losses must be too.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from mlm_infer.benchmarks.shapes import SHAPES, make_checkpoint
 from mlm_infer.training.blocks import make_blocks
 from mlm_infer.training.data import load_documents
@@ -92,6 +93,7 @@ def work(kind: str, checkpoint: Path, batch_size: int, block_size: int, steps: i
                 output_dir=folder,
                 per_device_train_batch_size=batch_size,
                 max_steps=steps,
+                use_cpu=not torch.cuda.is_available(),
                 bf16=half,
                 logging_steps=1,
                 save_strategy="no",
@@ -134,6 +136,8 @@ def compare(checkpoint: Path, batch_size: int, block_size: int, steps: int, thre
         for name, process in processes.items():
             if process.stdin is None or process.stdout is None:
                 raise RuntimeError("a worker has no pipes")
+            if process.poll() is not None:
+                raise RuntimeError(f"{name!r} died; run this file with --worker {engines[name]} by hand to see why")
             process.stdin.write("\n")
             process.stdin.flush()
             answers[name].append(json.loads(process.stdout.readline()))
@@ -159,7 +163,10 @@ def compare(checkpoint: Path, batch_size: int, block_size: int, steps: int, thre
 @click.option("--steps", default=8, show_default=True, help="Timed steps; two more come before them.")
 @click.option("--threads", default=2, show_default=True)
 def main(shape: str, batch_sizes: tuple[int, ...], block_size: int, steps: int, threads: int) -> None:
-    """Print tokens a second, peak memory and the largest difference of a loss for each batch size."""
+    """Print tokens a second, peak memory and the largest difference of a loss for each batch size.
+
+    transformers 4 rounds the loss of its own Trainer to four digits.
+    """
     checkpoint = make_checkpoint(shape, ROOT / ".work/training-times" / shape)
     rows = [row for size in batch_sizes for row in compare(checkpoint, size, block_size, steps, threads)]
     click.echo(f"{shape}, blocks of {block_size}, {cpu_name()}, {threads} threads")

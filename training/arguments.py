@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.optimization import get_scheduler
-from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from mlm_infer.errors import DependencyError, InputError, first_line
 
 from .config import TrainConfig
 
-__all__ = ["check_hardware", "check_schedule", "make_arguments"]
+__all__ = ["check_hardware", "make_arguments"]
 
 
 def check_hardware(config: TrainConfig) -> None:
@@ -25,26 +23,6 @@ def check_hardware(config: TrainConfig) -> None:
     """
     if config.tf32 and not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)):
         raise InputError("tf32 needs an NVIDIA GPU of the Ampere generation or later; leave --tf32 out")
-
-
-def check_schedule(name: str) -> None:
-    """Reject a learning rate's schedule that does not exist, or that needs settings of its own.
-
-    Raises:
-        InputError: It is such a schedule.
-    """
-    plain = []
-    for each in (kind.value for kind in SchedulerType):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        try:
-            get_scheduler(each, optimizer, num_warmup_steps=1, num_training_steps=10)
-        except (TypeError, ValueError):
-            continue
-        # It looks at the validation loss, which the Trainer hands over at evaluations of its own only.
-        if each != "reduce_lr_on_plateau":
-            plain.append(each)
-    if name not in plain:
-        raise InputError(f"lr_scheduler is {name!r}; it must be one of {', '.join(plain)} (--lr-scheduler)")
 
 
 def make_arguments(
@@ -80,11 +58,14 @@ def make_arguments(
     arguments = TrainingArguments(
         output_dir=str(work),
         num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=config.batch_size * config.gradient_accumulation_steps // batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         lr_scheduler_type=config.lr_scheduler,
+        lr_scheduler_kwargs=config.scheduler_options,
+        max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         bf16=precision == "bf16",
@@ -107,10 +88,7 @@ def make_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=config.loader_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
-        push_to_hub=config.push_to_hub,
-        hub_strategy="end",
-        hub_model_id=config.hub_model_id or (config.output.name if config.push_to_hub else None),
+        report_to=config.report_to,
         **_checkpointing(config),
     )
     # With several GPUs and no launcher the Trainer would take nn.DataParallel, which splits batches behind our loss.

@@ -43,7 +43,17 @@ RESULT = "result"
 
 _MARK = "mlm_train.json"
 """Written last into a checkpoint, so a checkpoint without it is not complete. Contains the fingerprint."""
-_FREE = ("model", "data", "validation_data", "output", "epochs", "loader_workers", "push_to_hub", "hub_model_id")
+_FREE = (
+    "model",
+    "data",
+    "validation_data",
+    "output",
+    "epochs",
+    "loader_workers",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+)
 """Settings that may change on resume: the content of model and data is compared, not their names."""
 
 
@@ -83,10 +93,12 @@ def last_checkpoint(work: Path) -> Path | None:
     return max(found, key=_step, default=None)
 
 
-def is_finished(checkpoint: Path, epochs: float) -> bool:
-    """Return whether a checkpoint holds the last step of a run of so many epochs."""
+def is_finished(checkpoint: Path, config: TrainConfig) -> bool:
+    """Return whether a checkpoint holds the last step of a run."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"] and _read_mark(checkpoint)["epochs"] == epochs)
+    # The checkpoint knows the last step of the epochs that it was written for.
+    known = config.max_steps is not None or _read_mark(checkpoint)["epochs"] == config.epochs
+    return bool(known and state["global_step"] >= state["max_steps"])
 
 
 def remove_unfinished(work: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from mlm_infer.errors import InputError
 
-__all__ = ["TrainConfig", "load_recipe", "recipe_names"]
+__all__ = ["TrainConfig", "load_recipe", "read_prompts", "recipe_names"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,8 @@ class TrainConfig:
         from_scratch: Take only architecture and sizes from `model`, whose path may also be that of a `config.json`. The
             weights are random, and the tokenizer is trained on the training documents.
         output: Folder to write; it is created when the run is complete.
-        data: `movie-reviews` (built in), a txt, csv, json, jsonl or parquet file, a folder of them, or the
-            name of a data set for `datasets.load_dataset`.
+        data: `movie-reviews` (built in), a txt, csv, tsv, json, jsonl or parquet file, a folder of them or of
+            `save_to_disk`, or the name of a data set for `datasets.load_dataset`.
         data_config: Configuration name of a data set from the Hub.
         data_revision: Branch, tag or commit of a data set from the Hub.
         text_column: Column of the text; dots name a nested column, as in `answers.text`; a list of strings in it is
@@ -35,18 +36,22 @@ class TrainConfig:
         validation_data: Source of the validation text, if not `data`.
         validation_split: Split to validate on; without one, documents are held out of the training split.
         validation_fraction: Share of held-out documents, above 0 and below 1.
+        deduplicate: Leave documents out of the validation text that are training documents, too.
         max_train_blocks: Use at most this many blocks, drawn at random.
         max_validation_blocks: The same for validation.
         block_size: Tokens per block, special tokens included.
         mlm_probability: Share of the tokens to predict, of which 80 % are masked, 10 % replaced by a random
             token and 10 % unchanged (Devlin et al. 2019, section 3.1).
         epochs: Passes over the training blocks.
+        max_steps: End after so many weight updates, whatever `epochs` says.
         batch_size: Blocks per step and device.
         gradient_accumulation_steps: Batches per weight update.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
         warmup_ratio: Share of the steps over which the learning rate rises.
         lr_scheduler: Name of a transformers schedule, such as `linear` or `cosine`.
+        scheduler_options: Settings of that schedule, such as `{"min_lr": 1e-6}` for `cosine_with_min_lr`.
+        max_grad_norm: Norm that gradients are scaled down to; 0 leaves them as they are.
         optimizer: Name of a transformers optimizer, such as `adafactor`.
         dropout: Dropout of embeddings, attention and layers during training, in place of the checkpoint's own.
         precision: `auto` selects bf16 if the hardware supports it, else fp16 on CUDA, else fp32.
@@ -58,7 +63,9 @@ class TrainConfig:
         save_steps: Save a checkpoint after so many updates; None after each epoch.
         loader_workers: Processes that prepare batches.
         seed: Seed of the split, the masks, the order and the dropout.
-        push_to_hub: Upload the result as the transformers Trainer does.
+        prompts: Sentences with `[MASK]` or `<mask>` that are filled at each evaluation.
+        report_to: Report each loss to `tensorboard`, in the folder `runs` of the output, or to `wandb` as well.
+        push_to_hub: Upload the result, with its model card.
         hub_model_id: Repository to upload to; the output folder's name if None.
     """
 
@@ -73,17 +80,21 @@ class TrainConfig:
     validation_data: str | None = None
     validation_split: str | None = None
     validation_fraction: float = 0.1
+    deduplicate: bool = False
     max_train_blocks: int | None = None
     max_validation_blocks: int | None = None
     block_size: int = 128
     mlm_probability: float = 0.15
     epochs: float = 3.0
+    max_steps: int | None = None
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
     warmup_ratio: float = 0.0
     lr_scheduler: str = "linear"
+    scheduler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch_fused"
     dropout: float | None = None
     precision: Precision = "auto"
@@ -95,13 +106,15 @@ class TrainConfig:
     save_steps: int | None = None
     loader_workers: int = 0
     seed: int = 42
+    prompts: tuple[str, ...] = ()
+    report_to: Tracker = "none"
     push_to_hub: bool = False
     hub_model_id: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size", "gradient_accumulation_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_train_blocks", "max_validation_blocks", "save_steps"):
+        for name in ("max_train_blocks", "max_validation_blocks", "max_steps", "save_steps"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
         _require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "0 or more")
@@ -113,12 +126,14 @@ class TrainConfig:
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "from 0 to below 1")
         _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
-        choices = typing.get_args(Precision)
-        _require(self.precision in choices, "precision", self.precision, "one of " + ", ".join(choices))
+        _require(0 <= self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "0 or more")
+        for name, kind in (("precision", Precision), ("report_to", Tracker)):
+            choices = typing.get_args(kind)
+            _require(getattr(self, name) in choices, name, getattr(self, name), "one of " + ", ".join(choices))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as a dictionary that can be written as JSON."""
-        return dataclasses.asdict(self) | {"output": str(self.output)}
+        return dataclasses.asdict(self) | {"output": str(self.output), "prompts": list(self.prompts)}
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -159,13 +174,32 @@ def load_recipe(recipe: str) -> dict[str, Any]:
             raise InputError(f"recipe {path}: unknown field {name!r}; the fields are {', '.join(hints)}")
         if not isinstance(value, _allowed_types(hints[name])):
             raise InputError(f"recipe {path}: {name} is {value!r}, which is a {type(value).__name__}")
-    return values
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Read sentences, one a line.
+
+    Raises:
+        InputError: The file cannot be read or contains no sentence.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"cannot read the prompts in {path}: {reason}") from error
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise InputError(f"{path} holds no prompts; write one sentence with [MASK] a line")
+    return found
 
 
 def _allowed_types(hint: Any) -> tuple[type, ...]:
-    """Return the TOML types that a field accepts: int also for float, str for a path."""
+    """Return the TOML types that a field accepts: int also for float, str for a path, an array for a tuple."""
     if isinstance(hint, types.UnionType):
         return tuple(kind for part in typing.get_args(hint) for kind in _allowed_types(part))
     if typing.get_origin(hint) is Literal or hint is Path:
         return (str,)
+    if typing.get_origin(hint) in (tuple, dict):
+        return (list,) if typing.get_origin(hint) is tuple else (dict,)
     return (int, float) if hint is float else (hint,)

@@ -21,17 +21,17 @@ class Recorder(TrainerCallback):
     ) -> None:
         """Read the log again after an evaluation, and pass on what is new."""
         known = len(self.evaluations)
-        self.read(state, args)
+        self.read(state)
         if self._on_evaluation is not None:
             for each in self.evaluations[max(known, len(self.evaluations) - 1) :]:
                 self._on_evaluation(each)
 
-    def read(self, state: TrainerState, args: TrainingArguments) -> None:
+    def read(self, state: TrainerState) -> None:
         """Read the log of a run."""
-        self.evaluations = _evaluations(state.log_history, args.num_train_epochs)
+        self.evaluations = _evaluations(state.log_history, state.max_steps)
 
 
-def _evaluations(log: list[dict[str, float]], epochs: float) -> list[Evaluation]:
+def _evaluations(log: list[dict[str, float]], last_step: int) -> list[Evaluation]:
     found: list[Evaluation] = []
     losses: list[float] = []
     for row in log:
@@ -41,7 +41,7 @@ def _evaluations(log: list[dict[str, float]], epochs: float) -> list[Evaluation]
             continue
         epoch = row.get("epoch") or 0.0
         step = int(row["step"])
-        when = "before" if step == 0 else f"epoch {epoch:g}" if epoch < epochs else "end"
+        when = "before" if step == 0 else f"epoch {epoch:g}" if step < last_step else "end"
         train_loss = sum(losses) / len(losses) if losses else None
         found.append(Evaluation(when, epoch, step, row["eval_loss"], int(row["eval_masked_tokens"]), train_loss))
         losses = []

@@ -16,9 +16,10 @@ from mlm_infer.shared.command import message_of
 from mlm_infer.shared.folders import REPORT, move_into_place, writing
 from mlm_infer.shared.memory import is_out_of_memory
 
-from .arguments import check_hardware, check_schedule, make_arguments
+from .arguments import check_hardware, make_arguments
 from .batch_size import fitting_batch_size
 from .blocks import Blocks, make_blocks
+from .card import find_licences
 from .checkpoints import (
     RESULT,
     CheckpointKeeper,
@@ -28,17 +29,20 @@ from .checkpoints import (
     last_checkpoint,
     remove_unfinished,
 )
+from .checks import check_schedule, check_tracker
 from .config import TrainConfig
-from .curve import save_curve
 from .data import load_splits
 from .dropout import set_dropout
 from .evaluations import Recorder
 from .from_scratch import new_model
 from .hardware import choose_precision, computes_in_half
+from .hub import Repository
 from .masked_forward import MaskedForward
 from .masks import MaskedBatch, MaskedBlocks, MaskRule, freeze_masks
-from .report import Evaluation, TrainReport, describe_machine, thin
+from .prompts import PromptFiller, fills_of
+from .report import DocumentCounts, Evaluation, TrainReport, describe_machine, thin
 from .stopping import StopRequest
+from .summaries import save_summaries
 from .trainer import MaskedLMTrainer, QuietProgress
 
 __all__ = ["TrainingJob"]
@@ -54,6 +58,11 @@ class TrainingJob:
         work: The folder that is written until the run is complete.
         checkpoint: Where an interrupted run goes on; None starts anew.
 
+    Attributes:
+        model: The model.
+        precision: Precision of the training.
+        counts: Numbers of documents, once the text is prepared.
+
     Raises:
         ModelError, DataError, InputError: As for `fine_tune`.
     """
@@ -63,23 +72,25 @@ class TrainingJob:
         self._processes = PartialState()
         self._warnings: list[str] = []
         # Asked for before anything is loaded: a device or schedule that is not there is said at once.
-        self._precision = choose_precision(config.precision)
+        self.precision = choose_precision(config.precision)
         check_hardware(config)
-        check_schedule(config.lr_scheduler)
-        self._documents = load_splits(config) if config.from_scratch else None
+        check_schedule(config.lr_scheduler, config.scheduler_options)
+        check_tracker(config.report_to)
+        self._splits = load_splits(config) if config.from_scratch else None
         # Random weights of a head that the checkpoint lacks must be the same when the run is resumed.
         transformers.set_seed(config.seed)
-        if self._documents is not None:
-            self._model, self._tokenizer = new_model(config.model, self._documents[0])
+        if self._splits is not None:
+            self.model, self._tokenizer = new_model(config.model, self._splits.train)
         else:
-            self._model, self._tokenizer, missing = open_checkpoint(config.model)
+            self.model, self._tokenizer, missing = open_checkpoint(config.model)
             if missing:
                 self._warn(_missing_weights(missing))
         self._fit_precision()
         if config.dropout is not None:
-            set_dropout(self._model, config.dropout)
+            set_dropout(self.model, config.dropout)
         self._rule = MaskRule.of(self._tokenizer, config.mlm_probability)
-        longest = max_length(self._model, self._tokenizer.model_max_length)
+        self._prompts = PromptFiller(config.prompts, self.model, self._tokenizer)
+        longest = max_length(self.model, self._tokenizer.model_max_length)
         if config.block_size > longest:
             raise InputError(f"block_size is {config.block_size}, but {config.model} takes at most {longest} tokens")
 
@@ -93,11 +104,12 @@ class TrainingJob:
         sources: Sequence[str],
     ) -> TrainReport:
         """Train, and move the result to its place."""
+        hub = self._open_hub(output)
         # The first process fills the cache of `datasets`, the others read it.
         with self._processes.main_process_first():
-            train, validation, frozen = self._prepare_text()
+            train, validation, frozen = self.prepare_text()
         blocks = {"training text": train, "validation text": validation}
-        mark = fingerprint(self._config, self._model, self._tokenizer, blocks, self._processes.num_processes)
+        mark = fingerprint(self._config, self.model, self._tokenizer, blocks, self._processes.num_processes)
         if self._checkpoint is not None:
             check_same_run(self._checkpoint, mark)
         with writing(self._work):
@@ -106,7 +118,8 @@ class TrainingJob:
         started = time.perf_counter()
         try:
             with StopRequest() as request, writing(self._work):
-                trainer = self._make_trainer(train, frozen, request)
+                trainer = self.make_trainer(train, frozen, request)
+                trainer.add_callback(self._prompts)
                 trainer.add_callback(recorder)
                 trainer.add_callback(CheckpointKeeper(mark))
                 if progress and self._processes.is_main_process:
@@ -125,7 +138,19 @@ class TrainingJob:
             raise told from error
         finally:
             bar.close()
+        if hub is not None:
+            hub.upload(output)
         return report
+
+    def _open_hub(self, output: Path) -> Repository | None:
+        if not (self._config.push_to_hub and self._processes.is_main_process):
+            return None
+        return Repository(self._config.hub_model_id or output.name)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings so far."""
+        return tuple(dict.fromkeys(self._warnings))
 
     def _warn(self, text: str) -> None:
         """Tell now, and again in the report."""
@@ -135,22 +160,30 @@ class TrainingJob:
 
     def _fit_precision(self) -> None:
         """Train in fp32 what overflows in half precision, unless that was asked for by name."""
-        if self._precision == "fp32" or computes_in_half(self._model):
+        if self.precision == "fp32" or computes_in_half(self.model):
             return
-        architecture = self._model.config.model_type
+        architecture = self.model.config.model_type
         if self._config.precision != "auto":
             raise InputError(
                 f"precision is {self._config.precision!r}, in which {architecture} overflows; take --precision fp32"
             )
-        self._warn(f"{architecture} overflows in {self._precision}; training in fp32")
-        self._precision = "fp32"
+        self._warn(f"{architecture} overflows in {self.precision}; training in fp32")
+        self.precision = "fp32"
 
-    def _prepare_text(self) -> tuple[Blocks, Blocks, list[MaskedBatch]]:
+    def prepare_text(self) -> tuple[Blocks, Blocks, list[MaskedBatch]]:
         """Return blocks to train on, blocks to validate on, and the latter with their masks."""
         config = self._config
-        train_documents, validation_documents = self._documents or load_splits(config)
-        train = make_blocks(train_documents, self._tokenizer, config.block_size)
-        validation = make_blocks(validation_documents, self._tokenizer, config.block_size).sample(
+        splits = self._splits or load_splits(config)
+        if splits.repeated and not config.deduplicate:
+            self._warn(
+                f"{splits.repeated} of {len(splits.validation)} validation documents are training documents, too, "
+                "which lowers the perplexity; --deduplicate leaves them out"
+            )
+        self.counts = DocumentCounts(
+            len(splits.train), len(splits.validation), splits.empty, splits.repeated, splits.unused_splits
+        )
+        train = make_blocks(splits.train, self._tokenizer, config.block_size)
+        validation = make_blocks(splits.validation, self._tokenizer, config.block_size).sample(
             config.max_validation_blocks, config.seed
         )
         frozen = freeze_masks(validation, self._rule, batch_size=config.batch_size, seed=config.seed)
@@ -167,18 +200,21 @@ class TrainingJob:
             remove_unfinished(self._work)
         self._processes.wait_for_everyone()
 
-    def _make_trainer(self, train: Blocks, frozen: list[MaskedBatch], request: StopRequest) -> MaskedLMTrainer:
-        config = self._config
-        self._model.to(self._processes.device)
-        way = self._choose_way(frozen)
+    def make_trainer(
+        self, train: Blocks, frozen: list[MaskedBatch], request: StopRequest, config: TrainConfig | None = None
+    ) -> MaskedLMTrainer:
+        """Return the trainer of this run, or with other settings one for a measurement."""
+        config = config or self._config
+        self.model.to(self._processes.device)
+        way = self.choose_way(frozen)
         batch_size = config.batch_size
         if config.auto_batch_size:
             batch_size = fitting_batch_size(
-                self._model,
+                self.model,
                 batch_size,
                 config.block_size,
                 share=config.mlm_probability,
-                precision=self._precision,
+                precision=self.precision,
                 way=way,
             )
         blocks_per_update = config.batch_size * config.gradient_accumulation_steps * self._processes.num_processes
@@ -187,12 +223,12 @@ class TrainingJob:
             warmup_ratio=config.warmup_ratio,
             way=way,
             request=request,
-            model=self._model,
+            model=self.model,
             args=make_arguments(
                 config,
-                self._model,
+                self.model,
                 self._work,
-                self._precision,
+                self.precision,
                 batch_size=batch_size,
                 updates_per_epoch=-(-len(train) // blocks_per_update),
                 evaluate_first=self._checkpoint is None,
@@ -206,17 +242,17 @@ class TrainingJob:
         trainer.remove_callback(transformers.ProgressCallback)
         return trainer
 
-    def _choose_way(self, frozen: list[MaskedBatch]) -> MaskedForward:
+    def choose_way(self, frozen: list[MaskedBatch]) -> MaskedForward:
         """Return how to compute the logits, and warn if that is slower than it might be."""
         config = self._config
         if config.full_head:
-            return MaskedForward(self._model, head=False)
+            return MaskedForward(self.model, head=False)
         # Checkpointing calls the layer again during the backward pass, and compilation knows no modes of torch.
         whole_layer = config.gradient_checkpointing or config.compile
-        way = MaskedForward.best(self._model, frozen, last_layer=not whole_layer)
+        way = MaskedForward.best(self.model, frozen, last_layer=not whole_layer)
         if not way.head:
             self._warn(
-                f"the head of {self._model.config.model_type} cannot run at the masked positions only; "
+                f"the head of {self.model.config.model_type} cannot run at the masked positions only; "
                 "it runs at all of them, which takes more time and memory"
             )
         return way
@@ -224,12 +260,12 @@ class TrainingJob:
     def _train(self, trainer: MaskedLMTrainer, recorder: Recorder) -> None:
         """Train to the end, or raise KeyboardInterrupt once the step at which that was requested is saved."""
         checkpoint = self._checkpoint
-        if checkpoint is not None and is_finished(checkpoint, self._config.epochs):
+        if checkpoint is not None and is_finished(checkpoint, self._config):
             # The Trainer would make one more step.
             weights, _, _ = open_checkpoint(str(checkpoint))
-            self._model.load_state_dict(weights.state_dict())
+            self.model.load_state_dict(weights.state_dict())
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            recorder.read(trainer.state, trainer.args)
+            recorder.read(trainer.state)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.stop.stopped:
@@ -249,24 +285,26 @@ class TrainingJob:
             config=self._config,
             evaluations=tuple(recorder.evaluations),
             train_curve=thin(losses),
+            fills=fills_of(trainer.state.log_history),
+            documents=self.counts,
             train_blocks=train_blocks,
             validation_blocks=validation_blocks,
-            precision=self._precision,
+            licences=find_licences(self._config),
+            precision=self.precision,
             seconds=seconds,
             machine=describe_machine(str(trainer.args.device)) | {"processes": str(self._processes.num_processes)},
-            warnings=tuple(self._warnings),
+            warnings=self.warnings,
         )
 
     def _write(self, trainer: MaskedLMTrainer, report: TrainReport) -> Path:
-        """Write model, tokenizer, curve and report to a folder beside the checkpoints, and return it."""
+        """Write model, tokenizer and reports to a folder beside the checkpoints, and return it."""
         result = self._work / RESULT
         trainer.args.output_dir = str(result)
         trainer.save_model()
-        save_curve(report, result / "training_curve.png")
         (result / "training_args.bin").unlink(missing_ok=True)  # a pickle, which is not needed
-        report.save(result)
-        if self._config.push_to_hub:
-            trainer.push_to_hub()
+        if (self._work / "runs").is_dir():  # of TensorBoard
+            (self._work / "runs").rename(result / "runs")
+        save_summaries(report, result)
         return result
 
     def _with_checkpoint(self, error: Exception) -> TrainingError | None:

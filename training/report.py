@@ -14,7 +14,17 @@ from mlm_infer.shared.tables import format_table
 
 from .config import TrainConfig
 
-__all__ = ["Evaluation", "TrainReport", "describe_machine", "exponential", "thin"]
+__all__ = [
+    "DocumentCounts",
+    "Evaluation",
+    "Fill",
+    "TrainReport",
+    "describe_machine",
+    "exponential",
+    "is_local",
+    "public_name",
+    "thin",
+]
 
 
 def thin(losses: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
@@ -56,6 +66,43 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Fill:
+    """The predictions for a sentence of `prompts` at one evaluation.
+
+    Attributes:
+        step: Weight updates so far.
+        text: The sentence.
+        predictions: For each mask of the sentence the most likely tokens with their probabilities, the best first.
+    """
+
+    step: int
+    text: str
+    predictions: tuple[tuple[tuple[str, float], ...], ...]
+
+    def __str__(self) -> str:
+        return "; ".join(", ".join(f"{token} ({share:.2f})" for token, share in each) for each in self.predictions)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentCounts:
+    """Numbers of documents.
+
+    Attributes:
+        train: Documents that the training blocks are drawn from.
+        validation: Documents that the validation blocks are drawn from.
+        empty: Documents without text, which are left out.
+        repeated: Validation documents that are training documents, too; left out with `config.deduplicate`.
+        unused_splits: Splits of local data that were neither trained nor validated on.
+    """
+
+    train: int
+    validation: int
+    empty: int
+    repeated: int
+    unused_splits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainReport:
     """The content of `training_report.json`.
 
@@ -63,8 +110,11 @@ class TrainReport:
         config: The configuration of the run.
         evaluations: Evaluations from before training to the end.
         train_curve: Step and training loss, averaged over neighbouring steps in a long run.
+        fills: Predictions for the sentences of `config.prompts` at each evaluation.
+        documents: Numbers of documents.
         train_blocks: Blocks trained on.
         validation_blocks: Blocks validated on.
+        licences: Licences of the initial model and the data, by their names.
         precision: Precision of the training: fp32, bf16 or fp16.
         seconds: Wall time of the training, evaluations included.
         machine: Hardware, operating system and package versions.
@@ -74,8 +124,11 @@ class TrainReport:
     config: TrainConfig
     evaluations: tuple[Evaluation, ...]
     train_curve: tuple[tuple[int, float], ...]
+    fills: tuple[Fill, ...]
+    documents: DocumentCounts
     train_blocks: int
     validation_blocks: int
+    licences: dict[str, str]
     precision: str
     seconds: float
     machine: dict[str, str]
@@ -91,6 +144,52 @@ class TrainReport:
         """Perplexity of the saved model."""
         return self.evaluations[-1].perplexity
 
+    @property
+    def best(self) -> Evaluation:
+        """The evaluation with the lowest loss."""
+        return min(self.evaluations, key=lambda each: each.loss)
+
+    @property
+    def name(self) -> str:
+        """Name of the output folder."""
+        return self.config.output.expanduser().absolute().name
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The sentences that were filled at each evaluation."""
+        return tuple(dict.fromkeys(each.text for each in self.fills))
+
+    def fill(self, text: str, step: int) -> str:
+        """Return the predictions for a sentence after a number of weight updates."""
+        return next((str(each) for each in self.fills if (each.text, each.step) == (text, step)), "-")
+
+    def summary(self) -> str:
+        """Return the result in one sentence."""
+        return (
+            f"Perplexity {self.perplexity_before:.2f} before and {self.perplexity:.2f} after "
+            f"{self.evaluations[-1].step} weight updates in {self.seconds:.0f} s, in {self.precision}."
+        )
+
+    def data_facts(self) -> list[tuple[str, str]]:
+        """Return what the model was trained and evaluated on."""
+        return [
+            ("training", f"{self.documents.train} documents, {self.train_blocks} blocks"),
+            ("validation", f"{self.documents.validation} documents, {self.validation_blocks} blocks"),
+            ("masked tokens of the validation", f"{self.evaluations[0].masked_tokens}"),
+            ("empty documents, left out", f"{self.documents.empty}"),
+            ("validation documents that are training documents, too", f"{self.documents.repeated}"),
+            ("splits that are not used", ", ".join(self.documents.unused_splits) or "none"),
+        ]
+
+    def settings(self) -> list[tuple[str, str]]:
+        """Return the settings of the run, with names in place of local paths, which are nobody else's concern."""
+        values = self.config.to_dict() | {"output": self.name}
+        for name in ("model", "data", "validation_data"):
+            if values[name] is not None:
+                values[name] = public_name(values[name])
+        del values["prompts"]  # they stand with their predictions
+        return [(name, str(value)) for name, value in values.items() if value is not None]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that can be written as JSON."""
         evaluations = [asdict(each) | {"perplexity": each.perplexity} for each in self.evaluations]
@@ -99,12 +198,12 @@ class TrainReport:
 
     def save(self, folder: Path) -> None:
         """Write `training_report.json`, which lists the files in the folder at this time."""
-        files = sorted(path.name for path in folder.iterdir() if path.is_file())
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         text = json.dumps(self.to_dict() | {"files": files}, indent=2, ensure_ascii=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")
 
-    def table(self) -> str:
-        """Return the evaluations as a table."""
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the rows of the table of evaluations."""
         rows = [
             [
                 each.when,
@@ -115,7 +214,21 @@ class TrainReport:
             ]
             for each in self.evaluations
         ]
-        return format_table(["when", "step", "training loss", "validation loss", "perplexity"], rows)
+        return ["when", "step", "training loss", "validation loss", "perplexity"], rows
+
+    def table(self) -> str:
+        """Return the evaluations as a table."""
+        return format_table(*self.cells())
+
+
+def is_local(source: str) -> bool:
+    """Return whether a model or data source is a file or folder of this machine."""
+    return Path(source).expanduser().exists()
+
+
+def public_name(source: str) -> str:
+    """Return how a model or data source is called in front of others: a local path by its last part."""
+    return Path(source).expanduser().absolute().name if is_local(source) else source
 
 
 def describe_machine(device: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ def fine_tune(
     progress: bool = False,
     on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> TrainReport:
-    """Fine-tune a masked language model, and write the model, its tokenizer, a report and a curve.
+    """Fine-tune a masked language model, and write the model, its tokenizer and reports.
 
     Training draws new masks in every epoch; evaluation uses masks that are drawn once. The loss of an update is the
     mean over its masked tokens. The head runs at these positions only, which affects nothing but the speed.
@@ -40,7 +40,8 @@ def fine_tune(
         on_evaluation: Called after each evaluation, the one before training included.
 
     Returns:
-        The report, which is also written to `config.output` as `training_report.json`, with `training_curve.png`.
+        The report, which is also written to `config.output`: as `training_report.json`, as `report/index.html` with
+        `report/curve.png`, and as the model card `README.md`.
 
     Raises:
         OutputExistsError: The output folder or an interrupted run exists and `overwrite` is false, or it must not be

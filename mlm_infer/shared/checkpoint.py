@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_infer.errors import DependencyError, ModelError, first_line
+from mlm_infer.locate.hub import is_hub_id
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +35,8 @@ def open_checkpoint(
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
     path = Path(model).expanduser()
+    if not path.exists() and not is_hub_id(model):
+        raise ModelError(f"there is no folder {model}; name the folder of a checkpoint, or a model of the Hub")
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{model} is not a checkpoint: it contains no config.json")
     try:

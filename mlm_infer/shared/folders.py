@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlm_infer.bundle.manifest import MANIFEST
 from mlm_infer.errors import MlmInferError, OutputExistsError, first_line
@@ -15,7 +15,8 @@ from mlm_infer.errors import MlmInferError, OutputExistsError, first_line
 __all__ = ["REPORT", "check_output", "holds", "move_into_place", "writing"]
 
 REPORT = "training_report.json"
-"""The report that `mlm-train` writes. Like a bundle's manifest, it lists the files of its folder under `files`."""
+"""The report that `mlm-train` writes. Like a bundle's manifest, it lists the files of its folder under `files`,
+with relative paths."""
 
 
 _LITTLE = 1 << 20
@@ -106,26 +107,43 @@ def _why_not(path: Path) -> str:
     if not path.is_dir():
         return "is a file; name another folder"
     own = _own_names(path)
-    other = sorted(each.name for each in path.iterdir() if each.name not in own or not _is_file(each))
+    other = sorted(name for name in _names(path, _parents(own)) if name not in own)
     if not other:
         return ""
     shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
     return f"holds what mlm-infer did not write ({shown}); name another folder, or remove that first"
 
 
-def _is_file(path: Path) -> bool:
-    return path.is_symlink() or not path.is_dir()
+def _names(folder: Path, parents: set[str], inner: str = "") -> Iterator[str]:
+    """Yield relative paths: of files and links, and of sub-folders in which no file is this package's."""
+    for path in (folder / inner).iterdir():
+        name = path.relative_to(folder).as_posix()
+        if name in parents and path.is_dir() and not path.is_symlink():
+            yield from _names(folder, parents, name)
+        else:
+            # A folder with the name of a file is not this package's either.
+            yield f"{name}/" if path.is_dir() and not path.is_symlink() else name
+
+
+def _parents(names: set[str]) -> set[str]:
+    """Return the sub-folders of relative paths."""
+    return {str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."}
 
 
 def _own_names(folder: Path) -> set[str]:
-    """Return the file names that the manifest or report of a folder lists, including its own."""
+    """Return the relative paths of files that the manifest or report of a folder lists, including its own."""
     for mark in (MANIFEST, REPORT):
         try:
             files = json.loads((folder / mark).read_bytes())["files"]
-            return {mark, *(name for name in files if Path(name).name == name)}
+            return {mark, *(name for name in files if _stays_inside(name))}
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
     return set()
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return str(path) == name and not path.is_absolute() and ".." not in path.parts
 
 
 def _remove(folder: Path) -> None:
@@ -133,10 +151,20 @@ def _remove(folder: Path) -> None:
     if not folder.is_dir():
         return
     marks = (MANIFEST, REPORT)
+    own = _own_names(folder)
+    parents = sorted(_parents(own), reverse=True)
     try:
+        if any((folder / name).is_symlink() for name in parents):
+            return  # its files are elsewhere
         # The manifest or report is removed last, so that the rest can still be identified after a kill.
-        for name in sorted(_own_names(folder), key=lambda name: name in marks):
+        for name in sorted(own - set(marks)):
             (folder / name).unlink(missing_ok=True)
+        for name in parents:
+            if (folder / name).is_dir():
+                (folder / name).rmdir()
+        for name in marks:
+            if name in own:
+                (folder / name).unlink(missing_ok=True)
         folder.rmdir()
     except OSError:
         return

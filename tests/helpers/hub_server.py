@@ -1,5 +1,6 @@
 """A local Hub: the HTTP interface that huggingface-hub uses, served from folders."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -12,20 +13,44 @@ from urllib.parse import unquote, urlparse
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+class Answering(BaseHTTPRequestHandler):
+    """A handler of requests that logs nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay quiet."""
+
+    def send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+        """Send an answer."""
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
 @contextmanager
-def serve_hub(repositories: dict[str, Path], gated: frozenset[str] = frozenset()) -> Iterator[tuple[str, list[str]]]:
-    """Serve folders as repositories with one commit; yield the address and the list of downloaded files."""
+def serve_hub(
+    repositories: dict[str, Path], gated: frozenset[str] = frozenset(), uploads: Path | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Serve folders as repositories with one commit; yield the address and the list of downloaded files.
+
+    Files that a client commits are written to `uploads`.
+    """
     downloads: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
+    class Handler(Answering):
         def do_HEAD(self) -> None:
             self.answer(body=False)
 
         def do_GET(self) -> None:
             self.answer(body=True)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            home = f"http://{self.headers['Host']}/somebody"
+            answered = receive(urlparse(self.path).path, body, home, uploads) if uploads else None
+            self.send(403 if answered is None else 200, json.dumps(answered).encode(), {}, True)
 
         def answer(self, *, body: bool) -> None:
             path = unquote(urlparse(self.path).path).strip("/")
@@ -56,14 +81,6 @@ def serve_hub(repositories: dict[str, Path], gated: frozenset[str] = frozenset()
             else:
                 self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
 
-        def send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -71,3 +88,21 @@ def serve_hub(repositories: dict[str, Path], gated: frozenset[str] = frozenset()
     finally:
         server.shutdown()
         server.server_close()
+
+
+def receive(path: str, body: bytes, home: str, uploads: Path) -> dict[str, object]:
+    """Answer a request that creates a repository or commits files; the files are written to `uploads`."""
+    if path == "/api/repos/create":
+        name = json.loads(body)["name"]
+        return {"url": f"{home}/{name}", "id": f"somebody/{name}"}
+    if "/preupload/" in path:
+        mode = {"uploadMode": "regular", "shouldIgnore": False}
+        return {"files": [{"path": each["path"], **mode} for each in json.loads(body)["files"]]}
+    if "/commit/" in path:
+        for row in map(json.loads, body.splitlines()):
+            if row["key"] == "file":
+                target = uploads / row["value"]["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(base64.b64decode(row["value"]["content"]))
+        return {"commitUrl": f"{home}/x/commit/{COMMIT}", "commitOid": COMMIT}
+    return {}

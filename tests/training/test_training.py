@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from mlm_infer.training import TrainConfig, fine_tune, load_recipe, recipe_names
+from mlm_infer.training import TrainConfig, fine_tune
 from mlm_infer.training.blocks import make_blocks
 from mlm_infer.training.data import load_documents, load_splits
 from mlm_infer.training.masks import MaskRule, freeze_masks
 from mlm_infer.training.trainer import evaluate_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from mlm_infer import DataError, InputError, ModelError, OutputExistsError
+from mlm_infer import InputError, ModelError, OutputExistsError
 from tests.helpers.pipeline import NAMES
 
 TEXTS = [f"Sentence number {number} is about a film." for number in range(40)]
@@ -59,7 +58,7 @@ def test_output_folder(run: tuple[TrainConfig, Any]) -> None:
     """Model, tokenizer, report and picture; no pickle, no half-way checkpoint, nothing beside it."""
     settings, report = run
     names = {path.name for path in settings.output.iterdir()}
-    assert {"model.safetensors", "tokenizer.json", "training_report.json", "training_curve.png"} <= names
+    assert {"model.safetensors", "tokenizer.json", "training_report.json", "README.md", "report"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt")) or name.startswith("checkpoint")]
     assert [path.name for path in settings.output.parent.iterdir()] == ["out"]
     saved = json.loads((settings.output / "training_report.json").read_text())
@@ -74,7 +73,7 @@ def test_saved_model_gives_the_reported_perplexity(run: tuple[TrainConfig, Any])
     settings, report = run
     tokenizer = AutoTokenizer.from_pretrained(settings.output)
     model = AutoModelForMaskedLM.from_pretrained(settings.output)
-    blocks = make_blocks(load_splits(settings)[1], tokenizer, 64).sample(40, settings.seed)
+    blocks = make_blocks(load_splits(settings).validation, tokenizer, 64).sample(40, settings.seed)
     frozen = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=16, seed=settings.seed)
     first, second = evaluate_loss(model, frozen), evaluate_loss(model, frozen)
     assert first == second
@@ -103,7 +102,7 @@ def test_loss_is_the_mean_over_masked_tokens(base: Path) -> None:
 def test_masking_statistics(base: Path) -> None:
     """15 % of the tokens; of these 80 % masked, 10 % random, 10 % kept; special tokens never. Within 4 sigma."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    blocks = make_blocks(load_documents("movie-reviews", split="validation"), tokenizer, 128)
+    blocks = make_blocks(load_documents("movie-reviews", split="validation").texts, tokenizer, 128)
     blocks.ids = [block for block in blocks.ids if len(block) == 128]
     (batch,) = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=len(blocks), seed=3)
     before, after, labels = np.array(blocks.ids), batch["input_ids"].numpy(), batch["labels"].numpy()
@@ -138,90 +137,14 @@ def test_blocks_keep_every_token(name: str, checkpoints: dict[str, Path]) -> Non
     assert {(ids[0], ids[-1]) for ids in blocks.ids} == {(tokenizer.cls_token_id, separator)}
 
 
-def test_validation_that_takes_all(base: Path, tmp_path: Path) -> None:
-    """A share that leaves nothing to train on is told with the number of documents."""
-    path = tmp_path / "t.txt"
-    path.write_text("\n".join(TEXTS))
-    with pytest.raises(DataError, match=r"0\.9999, which leaves none of the 40 documents of .* for training"):
-        load_splits(config(base, tmp_path, data=str(path), validation_fraction=0.9999))
-
-
-def write_files(folder: Path) -> dict[str, Path]:
-    """The same documents in every format."""
-    folder.mkdir(exist_ok=True)
-    data = datasets.Dataset.from_dict({"id": list(range(40)), "body": TEXTS})
-    data.to_csv(folder / "a.csv")
-    data.to_json(folder / "a.jsonl")
-    data.to_parquet(folder / "a.parquet")
-    (folder / "a.json").write_text(json.dumps([{"id": 1, "body": text} for text in TEXTS]))
-    (folder / "a.txt").write_text("\n\n".join(TEXTS))
-    (folder / "many").mkdir()
-    for part in range(2):
-        (folder / f"many/{part}.txt").write_text("\n".join(TEXTS[20 * part : 20 * part + 20]))
-    return {path.suffix or path.name: path for path in folder.iterdir()}
-
-
-def test_local_files(tmp_path: Path) -> None:
-    """txt, csv, json, jsonl, parquet and a folder give the same documents."""
-    files = write_files(tmp_path / "data")
-    assert len(files) == 6
-    for kind, path in files.items():
-        column = "text" if kind in (".txt", "many") else "body"
-        assert load_documents(str(path), text_column=column)["text"] == TEXTS, kind
-    assert load_documents(str(files[".csv"]), text_column="body", split="train[:5]")["text"] == TEXTS[:5]
-
-
-def test_nested_column(tmp_path: Path) -> None:
-    """`answers.text`, a list of strings as in ELI5, is joined with spaces."""
-    rows = [
-        {"title": "t", "answers": {"text": ["One.", " Two. "], "score": [1, 2]}},
-        {"title": "u", "answers": {"text": [], "score": []}},
-    ]
-    path = tmp_path / "eli5.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    assert load_documents(str(path), text_column="answers.text")["text"] == ["One. Two."]
-
-
-def test_validation_documents_are_held_out(base: Path, tmp_path: Path) -> None:
-    """No document is on both sides, and the built-in set has its own split."""
-    path = tmp_path / "t.txt"
-    path.write_text("\n".join(TEXTS))
-    train, validation = load_splits(config(base, tmp_path, data=str(path), validation_fraction=0.25))
-    assert (len(train), len(validation)) == (30, 10)
-    assert set(train["text"]) | set(validation["text"]) == set(TEXTS)
-    train, validation = load_splits(config(base, tmp_path))
-    assert (len(train), len(validation)) == (9543, 1060)
-    _, validation = load_splits(config(base, tmp_path, data=str(path), validation_data="movie-reviews"))
-    assert len(validation) == 1060
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", b"id,body\n1,x\n", "no column 'text'; its columns are id, body"),
-        ("a.txt", b"", "is empty"),
-        ("a.txt", b"\n  \n\n", "holds no text"),
-        ("a.txt", b"caf\xe9 au lait\n", "not UTF-8: byte 0xe9 near byte 3"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', "cannot read"),
-        ("a.parquet", b"not parquet", "cannot read"),
-        ("a.doc", b"x", "not of a kind"),
-        ("a.jsonl", b'{"text": 3}\n', "must hold strings"),
-    ],
-)
-def test_wrong_data(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    """One line that says what is wrong with the file."""
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        load_documents(str(path))
-    assert "\n" not in str(caught.value)
-
-
 def test_wrong_model_and_values(base: Path, tmp_path: Path) -> None:
     """A missing checkpoint, blocks too long, an output that exists, values out of range."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):
         fine_tune(config(tmp_path / "empty", tmp_path))
+    for name in ("./nowhere", "../a/b", "/nowhere/at/all", "a/b/c"):
+        with pytest.raises(ModelError, match=f"there is no folder {name}"):
+            fine_tune(config(Path("x"), tmp_path, model=name))
     with pytest.raises(InputError, match=r"block_size is 1000, but .* at most 512"):
         fine_tune(config(base, tmp_path, block_size=1000))
     (tmp_path / "out").mkdir()
@@ -240,56 +163,3 @@ def test_head_without_weights_is_a_warning(base: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "encoder")
     report = fine_tune(config(tmp_path / "encoder", tmp_path, max_train_blocks=16, epochs=1))
     assert "random values" in report.warnings[0]
-
-
-def test_recipes(tmp_path: Path) -> None:
-    """The two write-ups' values; a file of one's own; every mistake in it."""
-    assert recipe_names() == ["eli5-distilroberta", "imdb-distilbert"]
-    imdb = TrainConfig(**load_recipe("imdb-distilbert"), output=tmp_path)
-    assert (imdb.max_train_blocks, imdb.max_validation_blocks, imdb.batch_size) == (10000, 1000, 64)
-    assert (imdb.epochs, imdb.learning_rate, imdb.weight_decay, imdb.block_size) == (3, 2e-5, 0.01, 128)
-    eli5 = TrainConfig(**load_recipe("eli5-distilroberta"), output=tmp_path)
-    assert (eli5.text_column, eli5.train_split, eli5.validation_fraction) == ("answers.text", "train[:5000]", 0.2)
-    path = tmp_path / "mine.toml"
-    for content, message in (("epoch = 1", "unknown field 'epoch'"), ("epochs = 'x'", "is a str"), ("=", "not TOML")):
-        path.write_text(content)
-        with pytest.raises(InputError, match=message):
-            load_recipe(str(path))
-    with pytest.raises(InputError, match="no recipe 'imdb'"):
-        load_recipe("imdb")
-
-
-@pytest.mark.slow
-def test_command_with_recipe_and_overrides(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """A recipe runs on a local model and local data; the report is JSON on stdout."""
-    rows = [{"answers": {"text": [text, "Indeed."]}} for text in TEXTS]
-    (tmp_path / "eli5.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command: list[str | Path] = [
-        "mlm-train",
-        "--recipe",
-        "eli5-distilroberta",
-        "--model",
-        tiny["roberta"],
-        "--output",
-        tmp_path / "out",
-    ]
-    command += ["--data", tmp_path / "eli5.jsonl", "--block-size", "32", "--json"]
-    command += ["--precision", "fp32"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
-    assert report["config"]["text_column"] == "answers.text"
-    assert report["precision"] == "fp32"
-    assert [each["when"] for each in report["evaluations"]] == ["before", "epoch 1", "epoch 2", "end"]
-    wrong = subprocess.run(["mlm-train", "--output", tmp_path / "x"], capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-
-
-@pytest.mark.slow
-def test_recipe_with_splits_runs_on_local_data(tiny: dict[str, Path], tmp_path: Path) -> None:
-    """The IMDB recipe names a test split that a file does not have: documents are held out instead."""
-    (tmp_path / "mine.txt").write_text("\n".join(TEXTS))
-    command: list[str | Path] = ["mlm-train", "--recipe", "imdb-distilbert", "--model", tiny["distilbert"]]
-    command += ["--data", tmp_path / "mine.txt", "--output", tmp_path / "out", "--block-size", "32", "--json"]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert report["config"]["validation_split"] is None
-    assert report["config"]["weight_decay"] == 0.01
