@@ -53,21 +53,7 @@ def measure(architecture: str, work: Path, *, timed: bool) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     found: dict[str, Any] = {}
     tiny = BUILDERS[architecture](work / "tiny")
-    try:
-        config = TrainConfig(
-            model=str(tiny),
-            data=_text(architecture, work),
-            output=work / "trained",
-            epochs=1,
-            block_size=32,
-            max_train_blocks=64,
-            max_validation_blocks=64,
-            learning_rate=1e-2,
-        )
-        losses = [each.loss for each in fine_tune(config).evaluations]
-        found["trains"] = "yes" if losses[-1] < losses[0] else "loss does not fall"
-    except MlmInferError as error:
-        found["trains"] = f"no: {error}"
+    found["trains"] = _train(architecture, tiny, work)
     precisions = ["fp32", "int8"]
     try:
         try:
@@ -88,18 +74,29 @@ def measure(architecture: str, work: Path, *, timed: bool) -> dict[str, Any]:
         void = Budget(max_perplexity_increase=1e9, min_agreement=0.0)
         wide = BUILDERS[architecture](work / "wide", sizes=WIDE)
         export_bundle(str(wide), work / "wide-bundle", precisions=precisions, budget=void)
-        command = [
-            sys.executable,
-            "-m",
-            "mlm_infer.benchmarks",
-            str(work / "wide-bundle"),
-            "--against",
-            str(wide),
-            "--json",
-        ]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        bench = [sys.executable, "-m", "mlm_infer.benchmarks", str(work / "wide-bundle")]
+        done = subprocess.run([*bench, "--against", str(wide), "--json"], check=True, capture_output=True, text=True)  # noqa: S603
         found["bench"] = json.loads(done.stdout)
     return found
+
+
+def _train(architecture: str, checkpoint: Path, work: Path) -> str:
+    """Return whether a short training lowers the loss, or why it failed."""
+    config = TrainConfig(
+        model=str(checkpoint),
+        data=_text(architecture, work),
+        output=work / "trained",
+        epochs=1,
+        block_size=32,
+        max_train_blocks=64,
+        max_validation_blocks=64,
+        learning_rate=1e-2,
+    )
+    try:
+        losses = [each.loss for each in fine_tune(config).evaluations]
+    except MlmInferError as error:
+        return f"no: {error}"
+    return "yes" if losses[-1] < losses[0] else "loss does not fall"
 
 
 def _text(architecture: str, work: Path) -> str:

@@ -35,7 +35,7 @@ def make_arguments(
     updates_per_epoch: int,
     evaluate_first: bool,
 ) -> TrainingArguments:
-    """Return the arguments of the Trainer.
+    """Return the arguments of the Trainer. Long because every one that differs from its default is set here.
 
     Args:
         config: The settings.
