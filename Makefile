@@ -1,6 +1,8 @@
 # make demo | test | test-all | lint | bench | wheel-check | help: each installs what it needs into .venv by itself.
 # STACK=transformers, in .venv-transformers, takes transformers 5 and its own exporter instead of transformers 4.57 and Optimum.
 PYTHON ?= python3
+# Processes of the tests: much of them is Python on one core.
+WORKERS ?= 2
 STACK ?= optimum
 VENV_optimum := .venv
 VENV_transformers := .venv-transformers
@@ -9,6 +11,7 @@ EXTRAS_transformers := cpu,train,export,dev
 VENV := $(or $(VENV_$(STACK)),$(error STACK is $(STACK); it must be optimum or transformers))
 CONSTRAINTS := constraints-$(STACK).txt
 BIN := $(VENV)/bin
+PYTEST := python -m pytest -q -n $(WORKERS) --dist loadfile
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -34,16 +37,16 @@ demo-short: $(STAMP)  ## The same with less training (under 2 minutes)
 	python examples/demo.py --short
 
 test: $(STAMP)  ## Run the tests, but for the slow ones (under 8 minutes on 2 cores)
-	python -m pytest -q
+	$(PYTEST)
 
 test-all: $(STAMP)  ## Run all of them: every architecture, trainings, kills, the benchmark, the README
-	python -m pytest -q -m "not gpu_wheel and not soak and not cpus"
+	$(PYTEST) -m "not gpu_wheel and not soak and not cpus"
 
 test-stack:  ## Run the tests of export, training and the pipeline on transformers 5 (under 10 minutes)
 	$(MAKE) STACK=transformers test-transformers
 
 test-transformers: $(STAMP)
-	python -m pytest -q tests/export tests/training tests/locate/test_checkpoints.py tests/tasks/test_pipeline.py
+	$(PYTEST) tests/export tests/training tests/locate/test_checkpoints.py tests/tasks/test_pipeline.py
 
 test-cpus: $(STAMP)  ## Run int8 on emulated processors: AVX2, no AVX, arm64 (needs root once, to install QEMU)
 	bash tools/emulators.sh .work/arm64
