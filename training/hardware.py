@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 
 from mlm_infer.errors import InputError
 from mlm_infer.runtime.cpu import cpu_flags
+from mlm_infer.shared.memory import is_out_of_memory
 
 __all__ = ["choose_precision", "computes_in_half"]
 
@@ -34,7 +35,9 @@ def computes_in_half(model: PreTrainedModel) -> bool:
     try:
         with torch.autocast(model.device.type, torch.bfloat16):
             model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         return False
     finally:
         model.train(training)

@@ -1,20 +1,19 @@
 """Options that change memory, speed or the start of a run."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mlm_infer.training import TrainConfig, fine_tune
-from mlm_infer.training.batch_size import fitting_batch_size
-from mlm_infer.training.masked_forward import MaskedForward
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-from mlm_infer import InputError, TrainingError
+from mlm_infer import InputError
 from tests.helpers.kills import few_texts
+from tests.helpers.paths import ROOT
 
 
 def config(model: Path, tmp_path: Path, **values: Any) -> TrainConfig:
@@ -62,36 +61,16 @@ def test_from_scratch(kind: str, tiny: dict[str, Path], tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
 
 
-@contextmanager
-def little_memory(more: int) -> Iterator[None]:
-    """Let this process take so many bytes more."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def test_batch_size_that_fits(base: Path) -> None:
-    """A divisor of what was asked for; nothing is left of the attempts. Where no block fits, that is said."""
-    model = AutoModelForMaskedLM.from_pretrained(base)
-    way = MaskedForward(model, head=False)
-
-    def fit(batch_size: int, block_size: int = 128) -> int:
-        return fitting_batch_size(model, batch_size, block_size, share=0.15, precision="fp32", way=way)
-
-    assert fit(2) == 2
-    # The logits of 192 blocks are 3 GB.
-    with little_memory(1_000_000_000):
-        found = fit(192)
-    assert 1 <= found < 192
-    assert 192 % found == 0
-    assert all(weight.grad is None for weight in model.parameters())
-    with little_memory(1_000_000), pytest.raises(TrainingError, match="one block of 512 tokens does not fit"):
-        fit(4, 512)  # the logits of a block are 62 MB
+    """A divisor of what was asked for; no gradient is left of the attempts. Where no block fits, that is said."""
+    line = [sys.executable, "-m", "tests.helpers.little_memory", str(base)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT)
+    enough, less, none, left = json.loads(done.stdout)
+    assert enough == 2
+    assert 1 <= less < 192
+    assert 192 % less == 0
+    assert none.startswith("one block of 512 tokens does not fit into memory; take a smaller --block-size")
+    assert left == 0
 
 
 @pytest.mark.parametrize(
