@@ -319,7 +319,8 @@ def meet(fault: Fault, checkpoint: Path) -> str:
         folder = Path(scratch)
         shutil.copytree(SHIPPED, folder / "bundle")
         shutil.copytree(checkpoint, folder / "checkpoint")
-        (folder / "text.txt").write_text("A film that one likes, and a long one.\n" * 400, encoding="utf-8")
+        lines = (f"Film {number} is one that one likes, and a long one.\n" for number in range(400))
+        (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
         fault.prepare(folder)
         (folder / "locked").mkdir()
         with full_disk(folder / "full", 4096) as limit, read_only(folder / "locked") as drop:
