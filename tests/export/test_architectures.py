@@ -11,7 +11,7 @@ from mlm_infer.training import TrainConfig, fine_tune
 
 from mlm_infer import ExportError, InputError, MaskFiller, MlmInferError, ModelError
 from mlm_infer.bundle.read_manifest import read_manifest
-from tests.helpers.architectures import ARCHITECTURES, EXPORTED, IS_5, UNFUSED
+from tests.helpers.architectures import ARCHITECTURES, EXPORTED, IS_5, UNFUSED, each
 from tests.helpers.int8 import LEAST_AGREEMENT, agreement, products
 from tests.helpers.pipeline import assert_same, masked_sentences
 from tests.helpers.reference import Reference
@@ -31,19 +31,10 @@ LEFT_OUT = {"bart", "funnel", "mbart", "mra", "mvp", "reformer", "yoso"}
 """Three predict with a decoder and are refused; two cannot be exported for texts of every length; MRA and YOSO are made
 for kernels of a GPU, and run here as plain attention."""
 
-ONE_A_FAMILY = {"albert", "bert", "deberta-v2", "distilbert", "esm", "modernbert", "roberta", "xlm"} | {
-    "esmc",
-    "eurobert",
-    "gte",
-    "nomic_bert",
-}
-
 CHAINS = {"esm", "esmc"}
 """Their texts are proteins."""
 
-EACH = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ONE_A_FAMILY else pytest.mark.slow) for name in EXPORTED]
-)
+EACH = pytest.mark.parametrize("name", each(EXPORTED))
 
 
 def chains(mask: str, count: int) -> list[str]:

@@ -1,8 +1,11 @@
 """The architectures of the installed transformers that can be trained, and those that its exporter exports."""
 
 import importlib.metadata
+from collections.abc import Iterable
 
-__all__ = ["ARCHITECTURES", "EXPORTED", "IS_5", "UNFUSED"]
+import pytest
+
+__all__ = ["ARCHITECTURES", "EXPORTED", "IS_5", "UNFUSED", "each"]
 
 IS_5 = importlib.metadata.version("transformers").startswith("5.")
 
@@ -74,3 +77,23 @@ UNFUSED = {
     "ultrabert",
 }
 """Rotated queries, positions that depend on the content, windows, convolutions, no attention: as they were exported."""
+
+_ONE_A_FAMILY = {
+    "albert",
+    "bert",
+    "deberta-v2",
+    "distilbert",
+    "esm",
+    "modernbert",
+    "roberta",
+    "xlm",
+    "esmc",
+    "eurobert",
+    "gte",
+    "nomic_bert",
+}
+
+
+def each(names: Iterable[str]) -> list[object]:
+    """Return parameters for a test of every architecture, of which the quick tests run one of each family."""
+    return [pytest.param(name, marks=() if name in _ONE_A_FAMILY else pytest.mark.slow) for name in names]

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 from mlm_infer.shared.masked_rows import rows_are_exact
-from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.architectures import ARCHITECTURES, each
 from tests.helpers.kills import few_texts
 
 
@@ -46,7 +46,7 @@ _WHOLE_LAST_LAYER = {"albert", "esm", "flaubert", "longformer", "squeezebert", "
 """Their layers are no modules of a list that run once each, keep tables from call to call, or pad the texts."""
 
 
-@pytest.mark.parametrize("name", ["base", *ARCHITECTURES])
+@pytest.mark.parametrize("name", ["base", *each(ARCHITECTURES)])
 def test_loss_and_gradients_are_the_trainers(name: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """`compute_loss` in every way against the plain Trainer's, with padding and a text without labels."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()

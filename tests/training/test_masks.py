@@ -13,7 +13,7 @@ from mlm_infer.training.masks import BlockOrder, MaskedBatch, MaskedBlocks, Mask
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.architectures import ARCHITECTURES, each
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_order_is_filled_up_without_labels(text: tuple[Blocks, MaskRule]) -> Non
         assert all((np.frombuffer(labels, np.int64) == -100).all() for _, labels in other[100:])
 
 
-@pytest.mark.parametrize("name", ["base", *ARCHITECTURES])
+@pytest.mark.parametrize("name", ["base", *each(ARCHITECTURES)])
 def test_dropout_reaches_everything(name: str, checkpoints: dict[str, Path]) -> None:
     """At 0, two passes in training mode are equal, and equal to one in evaluation mode; at 0.3 they are not."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoints[name])
