@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from mlm_infer import BundleError, DependencyError, InputError, MaskFiller
+from mlm_infer import DependencyError, InputError, MaskFiller
 from mlm_infer.errors import ExportError
-from mlm_infer.locate.cache import CACHE_VARIABLE
+from tests.helpers.architectures import IS_5
 from tests.helpers.pipeline import assert_same, masked_sentences
 
 LINE = "A [MASK] film."
@@ -48,7 +48,8 @@ def test_two_processes_export_once(base: Path, cache: Path) -> None:
     both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [each.communicate(timeout=300)[1] for each in both]
     assert [each.returncode for each in both] == [0, 0], said
-    assert sorted("exporting with optimum ..." in each for each in said) == [False, True]
+    exporter = "transformers" if IS_5 else "optimum"
+    assert sorted(f"exporting with {exporter} ..." in each for each in said) == [False, True]
     assert any("waiting for it" in each for each in said)
     assert len([each for each in cache.iterdir() if each.is_dir()]) == 1
 
@@ -71,19 +72,6 @@ def test_checkpoint_that_cannot_be_exported(base: Path, cache: Path, tmp_path: P
     assert not [each for each in cache.iterdir() if each.is_dir()]
     with pytest.raises(InputError, match="precision is 'int4'"):
         MaskFiller(base, precision="int4")
-
-
-def test_cache_that_cannot_be_written(
-    base: Path, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
-) -> None:
-    """A checkpoint gives an error that suggests a remedy; a plain export runs as it is."""
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    with pytest.raises(BundleError, match=rf"cannot be written.*{CACHE_VARIABLE}.*mlm-export {base} OUT"):
-        MaskFiller(base)
-    assert MaskFiller(exports["base"]).info.path == exports["base"]
-    assert "cannot be written" in caplog.text
-    assert "runs as it is" in caplog.text
 
 
 def test_code_of_a_checkpoint_is_not_run(base: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from mlm_infer import BundleError, InputError, MaskFiller, ModelError
 from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.locate.cache import CACHE_VARIABLE
 from mlm_infer.shared.samples import movie_reviews
 from tests.helpers.pipeline import assert_same, masked_sentences
 
@@ -212,3 +213,16 @@ def test_limits_of_a_plain_export(copy: Path) -> None:
         MaskFiller(copy / "model_quantized.onnx", precision="fp32")
     with pytest.raises(InputError, match="revision is 'main'"):
         MaskFiller(copy, revision="main")
+
+
+def test_cache_that_cannot_be_written(
+    base: Path, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    """A checkpoint gives an error that suggests a remedy; a plain export runs as it is."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    with pytest.raises(BundleError, match=rf"cannot be written.*{CACHE_VARIABLE}.*mlm-export {base} OUT"):
+        MaskFiller(base)
+    assert MaskFiller(exports["base"]).info.path == exports["base"]
+    assert "cannot be written" in caplog.text
+    assert "runs as it is" in caplog.text

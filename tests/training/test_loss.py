@@ -42,7 +42,7 @@ def gradients(trainer: Trainer, inputs: dict[str, torch.Tensor]) -> tuple[float,
     return loss.item(), {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-_WHOLE_LAST_LAYER = {"albert", "esm", "flaubert", "longformer", "squeezebert", "xlm"}
+_WHOLE_LAST_LAYER = {"albert", "esm", "flaubert", "longformer", "luke", "squeezebert", "xlm"}
 """Their layers are no modules of a list that run once each, keep tables from call to call, or pad the texts."""
 
 
