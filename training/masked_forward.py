@@ -32,7 +32,12 @@ class MaskedForward:
 
     @classmethod
     def best(
-        cls, model: PreTrainedModel, batches: Sequence[MaskedBatch], *, last_layer: bool = True
+        cls,
+        model: PreTrainedModel,
+        batches: Sequence[MaskedBatch],
+        *,
+        last_layer: bool = True,
+        precision: str = "fp32",
     ) -> "MaskedForward":
         """Return the way that computes least and is exact for a model, which is tried on two texts.
 
@@ -40,12 +45,14 @@ class MaskedForward:
             model: The model.
             batches: Where to take the texts from.
             last_layer: Whether the last layer may run at masked positions only.
+            precision: Of the training: fp32, bf16 or fp16.
         """
         full = cls(model, head=False)
         for whole_layer in (False, True) if last_layer else (True,):
             try:
                 way = cls(model, head=True, last_layer=not whole_layer)
                 if way._equals(full, batches[0]):
+                    way._try_training(batches[0], precision)
                     return way
             # The ways in which a model shows that it is built otherwise.
             except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -106,6 +113,33 @@ class MaskedForward:
         finally:
             model.train(training)
         return True
+
+    @torch.no_grad()
+    def _try_training(self, batch: MaskedBatch, precision: str) -> None:
+        """Run once as in training, where a layer may use other operations than in evaluation, and others in bf16.
+
+        Raises:
+            RuntimeError: The last layer cannot run at masked positions there.
+        """
+        model = self._model
+        device, training = model.device, model.training
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        ids, attention, labels = (batch[name][:2].to(device) for name in ("input_ids", "attention_mask", "labels"))
+        padded = torch.ones_like(attention)
+        padded[-1, -1] = 0
+        forward = partial(type(model).forward, model)
+        model.train()
+        try:
+            # The random numbers of dropout must not depend on whether this was tried.
+            with (
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None),
+            ):
+                # Attention leaves out a mask of ones, and is then another operation.
+                for mask in (attention, padded, torch.ones_like(attention)):
+                    self.logits(forward, {"input_ids": ids, "attention_mask": mask}, labels)
+        finally:
+            model.train(training)
 
 
 def _slots(rows: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
