@@ -128,6 +128,8 @@ class MaskedForward:
         padded = torch.ones_like(attention)
         padded[-1, -1] = 0
         forward = partial(type(model).forward, model)
+        # I-BERT keeps statistics of its activations in training.
+        buffers = {name: each.clone() for name, each in model.named_buffers()}
         model.train()
         try:
             # The random numbers of dropout must not depend on whether this was tried.
@@ -140,6 +142,7 @@ class MaskedForward:
                     self.logits(forward, {"input_ids": ids, "attention_mask": mask}, labels)
         finally:
             model.train(training)
+            model.load_state_dict(buffers, strict=False)
 
 
 def _slots(rows: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
