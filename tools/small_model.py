@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 
 import click
+from everyday import judge
 from sources import base_checkpoint, vader_texts, wordnet_definitions
 
 from mlm_infer.shared.samples import movie_reviews
@@ -36,6 +37,7 @@ uncased English, int8.
 | trained on | {blocks:,} blocks of 128 tokens, {epochs:g} times: movie reviews, newspaper and product reviews of `vaderSentiment` 0.5 (MIT), three times over; definitions and examples of WordNet 3.0 (WordNet licence) |
 | perplexity on unseen movie reviews | {before:,.0f} before, **{after:.1f}** after ({masks:,} masks, blocks of 128) |
 | int8 against PyTorch fp32 | top-1 {top1:.1%}, top-5 {top5:.1%}, perplexity {change:+.1%} ({sentences} sentences with one mask) |
+| everyday sentences (`tools/everyday.py`) | a sensible first answer to {first} of {everyday}, one among five to {among_five} |
 | made again by | `make small-model` |
 
 It knows common words and how reviews, news and definitions are put; it knows few facts, and it has the biases
@@ -66,9 +68,10 @@ def main(folder: Path) -> None:
 
 
 def card(model: Path, bundle: Path) -> str:
-    """Return the model card, with figures from the reports of training and export."""
+    """Return the model card, with figures from the reports of training and export and from the everyday sentences."""
     training = json.loads((model / "training_report.json").read_text(encoding="utf-8"))
     manifest = json.loads((bundle / "mlm_infer.json").read_text(encoding="utf-8"))
+    everyday = judge(bundle)
     (parity,) = (case for case in manifest["parity"]["cases"] if case["case"] == "sentences")
     return CARD.format(
         blocks=training["train_blocks"],
@@ -80,6 +83,9 @@ def card(model: Path, bundle: Path) -> str:
         top5=parity["top5"],
         change=parity["perplexity"] / parity["reference_perplexity"] - 1,
         sentences=parity["masks"],
+        first=everyday.first,
+        among_five=everyday.among_five,
+        everyday=len(everyday.answers),
     )
 
 
