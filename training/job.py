@@ -18,7 +18,7 @@ from mlm_infer.shared.memory import is_out_of_memory
 
 from .arguments import check_hardware, make_arguments
 from .batch_size import fitting_batch_size
-from .blocks import Blocks, make_blocks
+from .blocks import Blocks, make_blocks, make_encoder
 from .card import find_licences
 from .checkpoints import (
     RESULT,
@@ -76,7 +76,10 @@ class TrainingJob:
         check_hardware(config)
         check_schedule(config.lr_scheduler, config.scheduler_options)
         check_tracker(config.report_to)
-        self._splits = load_splits(config) if config.from_scratch else None
+        self._splits = None
+        if config.from_scratch:
+            with self._processes.main_process_first():
+                self._splits = load_splits(config)
         # Random weights of a head that the checkpoint lacks must be the same when the run is resumed.
         transformers.set_seed(config.seed)
         if self._splits is not None:
@@ -88,7 +91,8 @@ class TrainingJob:
         self._fit_precision()
         if config.dropout is not None:
             set_dropout(self.model, config.dropout)
-        self._rule = MaskRule.of(self._tokenizer, config.mlm_probability)
+        self._rule = MaskRule.of(self._tokenizer, config.mlm_probability, config.mask_share, config.random_share)
+        make_encoder(self._tokenizer, whole_words=config.whole_words)  # raises if words are not known
         self._prompts = PromptFiller(config.prompts, self.model, self._tokenizer)
         longest = max_length(self.model, self._tokenizer.model_max_length)
         if config.block_size > longest:
@@ -105,7 +109,7 @@ class TrainingJob:
     ) -> TrainReport:
         """Train, and move the result to its place."""
         hub = self._open_hub(output)
-        # The first process fills the cache of `datasets`, the others read it.
+        # The first process fills the cache, the others read it.
         with self._processes.main_process_first():
             train, validation, frozen = self.prepare_text()
         blocks = {"training text": train, "validation text": validation}
@@ -170,7 +174,7 @@ class TrainingJob:
         self._warn(f"{architecture} overflows in {self.precision}; training in fp32")
         self.precision = "fp32"
 
-    def prepare_text(self) -> tuple[Blocks, Blocks, list[MaskedBatch]]:
+    def prepare_text(self) -> tuple[Blocks, Blocks, Sequence[MaskedBatch]]:
         """Return blocks to train on, blocks to validate on, and the latter with their masks."""
         config = self._config
         splits = self._splits or load_splits(config)
@@ -182,10 +186,18 @@ class TrainingJob:
         self.counts = DocumentCounts(
             len(splits.train), len(splits.validation), splits.empty, splits.repeated, splits.unused_splits
         )
-        train = make_blocks(splits.train, self._tokenizer, config.block_size)
-        validation = make_blocks(splits.validation, self._tokenizer, config.block_size).sample(
-            config.max_validation_blocks, config.seed
+        train, validation = (
+            make_blocks(
+                documents,
+                self._tokenizer,
+                config.block_size,
+                per_line=config.per_line,
+                whole_words=config.whole_words,
+                workers=config.workers,
+            )
+            for documents in (splits.train, splits.validation)
         )
+        validation = validation.sample(config.max_validation_blocks, config.seed)
         frozen = freeze_masks(validation, self._rule, batch_size=config.batch_size, seed=config.seed)
         return train.sample(config.max_train_blocks, config.seed), validation, frozen
 
@@ -201,7 +213,7 @@ class TrainingJob:
         self._processes.wait_for_everyone()
 
     def make_trainer(
-        self, train: Blocks, frozen: list[MaskedBatch], request: StopRequest, config: TrainConfig | None = None
+        self, train: Blocks, frozen: Sequence[MaskedBatch], request: StopRequest, config: TrainConfig | None = None
     ) -> MaskedLMTrainer:
         """Return the trainer of this run, or with other settings one for a measurement."""
         config = config or self._config
@@ -242,7 +254,7 @@ class TrainingJob:
         trainer.remove_callback(transformers.ProgressCallback)
         return trainer
 
-    def choose_way(self, frozen: list[MaskedBatch]) -> MaskedForward:
+    def choose_way(self, frozen: Sequence[MaskedBatch]) -> MaskedForward:
         """Return how to compute the logits, and warn if that is slower than it might be."""
         config = self._config
         if config.full_head:

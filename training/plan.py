@@ -4,6 +4,7 @@ import gc
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def plan_run(config: TrainConfig, *, overwrite: bool = False) -> Plan:
     )
 
 
-def _measure_update(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[MaskedBatch]) -> _Measured:
+def _measure_update(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: Sequence[MaskedBatch]) -> _Measured:
     """Measure whole updates if that takes seconds, else smaller ones, and extrapolate."""
     rounds, wanted = config.gradient_accumulation_steps, config.batch_size
     single = replace(config, gradient_accumulation_steps=1)
@@ -193,7 +194,7 @@ def _at(low: _Measured, high: _Measured, blocks: int) -> _Measured:
     return _Measured(blocks, high.seconds + share * max(0.0, high.seconds - low.seconds), memory)
 
 
-def _measure(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[MaskedBatch]) -> _Measured:
+def _measure(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: Sequence[MaskedBatch]) -> _Measured:
     small = replace(config, max_steps=_MOST_STEPS)
     trainer: MaskedLMTrainer = job.make_trainer(train, frozen, StopRequest(), small)
     trainer.args.eval_on_start = False
@@ -208,7 +209,7 @@ def _measure(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[
     return _Measured(config.batch_size, clock.seconds, memory)
 
 
-def _measure_evaluation(job: TrainingJob, frozen: list[MaskedBatch]) -> float:
+def _measure_evaluation(job: TrainingJob, frozen: Sequence[MaskedBatch]) -> float:
     """Return the seconds that the evaluation of a block takes."""
     first: MaskedBatch = {
         "input_ids": frozen[0]["input_ids"][:_EVALUATED_BLOCKS],
