@@ -66,6 +66,11 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--tf32", is_flag=True, default=None, help="Use tf32 on an NVIDIA GPU.")
 @click.option("--compile", is_flag=True, default=None, help="Compile the model with torch.compile.")
 @click.option("--full-head", is_flag=True, default=None, help="Compute the head at all positions, not the masked ones.")
+@click.option("--eval-steps", type=int, help="Evaluate after so many updates.  [default: after an epoch]")
+@click.option("--early-stopping", type=int, metavar="N", help="End after N evaluations without a lower loss.")
+@click.option(
+    "--pseudo-perplexity", type=int, metavar="N", help="Pseudo-perplexity of N validation blocks, before and after."
+)
 @click.option("--save-steps", type=int, help="Save a checkpoint after so many updates.  [default: after an epoch]")
 @click.option("--loader-workers", type=int, help="Processes that prepare batches.  [default: 0]")
 @click.option("--seed", type=int, help="[default: 42]")
@@ -125,6 +130,8 @@ def main(
         f"\nperplexity {report.perplexity_before:.2f} -> {report.perplexity:.2f} in {report.seconds:.0f} s "
         f"({report.train_blocks} training and {report.validation_blocks} validation blocks, {report.precision})"
     )
+    for note in report.notes():
+        click.echo(note)
     click.echo(f"report: {config.output / 'report/index.html'}", err=True)
     click.echo(f"next: mlm-export {config.output} {config.output}-onnx --quantize", err=True)
 

@@ -65,6 +65,9 @@ class TrainConfig:
         gradient_checkpointing: Compute activations again instead of keeping them: less memory, more time.
         auto_batch_size: Divide `batch_size` until it fits into memory; accumulation keeps the updates the same.
         full_head: Compute the vocabulary head at all positions, as transformers does.
+        eval_steps: Evaluate after so many updates; None after each epoch.
+        early_stopping: End after so many evaluations without a lower validation loss.
+        pseudo_perplexity: Compute the pseudo-perplexity of so many validation blocks, before and after.
         save_steps: Save a checkpoint after so many updates; None after each epoch.
         loader_workers: Processes that prepare batches.
         seed: Seed of the split, the masks, the order and the dropout.
@@ -113,6 +116,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     auto_batch_size: bool = False
     full_head: bool = False
+    eval_steps: int | None = None
+    early_stopping: int | None = None
+    pseudo_perplexity: int | None = None
     save_steps: int | None = None
     loader_workers: int = 0
     seed: int = 42
@@ -124,7 +130,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size", "gradient_accumulation_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_train_blocks", "max_validation_blocks", "max_steps", "save_steps"):
+        for name in (
+            "max_train_blocks",
+            "max_validation_blocks",
+            "max_steps",
+            "eval_steps",
+            "early_stopping",
+            "pseudo_perplexity",
+            "save_steps",
+        ):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
         for name in ("loader_workers", "workers"):

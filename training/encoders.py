@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from mlm_infer.errors import InputError
 
-__all__ = ["CONTINUES", "Encoded", "Encoder", "FastEncoder", "SlowEncoder", "encode_all"]
+__all__ = ["CONTINUES", "Encoded", "Encoder", "FastEncoder", "SlowEncoder", "encode_all", "token_ids"]
 
 CONTINUES = np.uint32(1 << 31)
 """Added to the id of a token that continues the word of the token before it."""
@@ -83,6 +83,11 @@ class SlowEncoder:
         """Encode texts."""
         found = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return Encoded(_flat(found, np.uint32), np.array([len(ids) for ids in found], np.int64))
+
+
+def token_ids(tokens: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the ids alone of tokens that may be marked with `CONTINUES`."""
+    return (tokens & ~CONTINUES).astype(np.int64)
 
 
 def _flat(rows: list[list[int]], kind: Any) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from mlm_infer.errors import DataError
 
 from .blocks import Blocks
-from .encoders import CONTINUES
+from .encoders import CONTINUES, token_ids
 
 __all__ = ["IGNORED", "BlockOrder", "MaskRule", "MaskedBatch", "MaskedBlocks", "freeze_masks"]
 
@@ -84,7 +84,7 @@ class MaskRule:
     def mask(self, block: NDArray[np.uint32], generator: np.random.Generator) -> MaskedBlock:
         """Mask one block, as `Blocks` holds it."""
         continues = block >= CONTINUES
-        original = _token_ids(block)
+        original = token_ids(block)
         draws = generator.random(len(original))
         # The draw for the first token of a word counts for all of them.
         draws = draws[np.maximum.accumulate(np.where(continues, 0, np.arange(len(draws))))]
@@ -135,7 +135,7 @@ class MaskedBlocks(Dataset[MaskedBlock]):
     def __getitem__(self, key: tuple[int, int]) -> MaskedBlock:
         epoch, row = key
         if row == _PADDING:
-            ids = _token_ids(self._blocks[0])
+            ids = token_ids(self._blocks[0])
             return {"input_ids": ids, "labels": np.full_like(ids, IGNORED)}
         return self._rule.mask(self._blocks[row], _generator(_TRAINING, self._seed, epoch, row))
 
@@ -216,10 +216,6 @@ def freeze_masks(blocks: Blocks, rule: MaskRule, *, batch_size: int, seed: int) 
     if not any((batch["labels"] != IGNORED).any() for batch in frozen):
         raise DataError("the validation text is so short that no token was masked; give more of it")
     return frozen
-
-
-def _token_ids(block: NDArray[np.uint32]) -> NDArray[np.int64]:
-    return (block & ~CONTINUES).astype(np.int64)
 
 
 def _generator(purpose: int, seed: int, epoch: int, row: int) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """Blocks: against a plain computation in memory, from any number of processes, and from the cache."""
 
 import gzip
+import json
 import os
 import random
 import signal
@@ -133,34 +134,34 @@ def test_text_without_tokens(tiny: dict[str, Path], tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import json, sys
 from pathlib import Path
+from mlm_infer.training import TrainConfig
 from mlm_infer.training.blocks import make_blocks
 from mlm_infer.training.data import load_splits
-from mlm_infer.training import TrainConfig
 from transformers import AutoTokenizer
-model, data, column, size, per_line, whole_words = sys.argv[1:]
-config = TrainConfig(model=model, output=Path("x"), data=data, text_column=column)
-documents = load_splits(config).train
-tokenizer = AutoTokenizer.from_pretrained(model)
-tokenizer("A call leaves settings in a tokenizer.", truncation=True, max_length=int(size), padding="max_length")
-blocks = make_blocks(documents, tokenizer, int(size), per_line=per_line == "1", whole_words=whole_words == "1")
-print(blocks.digest())
+for model, data, column, size, per_line, whole_words in json.loads(sys.argv[1]):
+    config = TrainConfig(model=model, output=Path("x"), data=data, text_column=column)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer("A call leaves settings in a tokenizer.", truncation=True, max_length=size, padding="max_length")
+    documents = load_splits(config).train
+    print(make_blocks(documents, tokenizer, size, per_line=per_line, whole_words=whole_words).digest())
 """
 
 
-def run(cache: Path, *arguments: object) -> tuple[str, int]:
-    """Prepare blocks in a process of its own; return their digest, and how many things it computed."""
+def prepare(cache: Path, *variants: list[Any]) -> tuple[list[str], int]:
+    """Prepare blocks in a process of its own; return their digests, and how often it read or tokenized text."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        [sys.executable, "-c", SCRIPT, json.dumps(variants)],
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
         env=os.environ | {"HF_DATASETS_CACHE": str(cache)},
     )
-    computed = [name for name in ("Reading text", "Tokenizing") if name in done.stderr]
-    return done.stdout.strip(), len(computed)
+    lines = done.stderr.replace("\r", "\n").splitlines()
+    bars = ["100%" in line if "Tokenizing" in line else "0 rows [00:00" in line for line in lines]
+    return done.stdout.split(), sum(bars)
 
 
 def content(cache: Path) -> dict[str, int]:
@@ -172,34 +173,32 @@ def test_second_run_tokenizes_nothing(tiny: dict[str, Path], tmp_path: Path) -> 
     """In a new process; and whatever differs is computed, however little that is."""
     cache, data = tmp_path / "cache", tmp_path / "data.jsonl"
     data.write_text("\n".join(f'{{"text": "Film {n} was good.", "other": "Film {n} was bad."}}' for n in range(200)))
-    first = [tiny["bert"], data, "text", 32, 0, 0]
-    digest, computed = run(cache, *first)
-    assert computed == 2
+    first = [str(tiny["bert"]), str(data), "text", 32, False, False]
+    variants = [first]
+    for place, value in ((0, str(tiny["distilbert"])), (2, "other"), (3, 33), (4, True), (5, True)):
+        variants.append([*first[:place], value, *first[place + 1 :]])
+    digests, computed = prepare(cache, *variants)
+    assert len(set(digests)) == len(variants)
+    assert computed
     before = content(cache)
-    assert run(cache, *first) == (digest, 0)
+    assert len([name for name in before if name.endswith("ids")]) == len(variants)
+    assert prepare(cache, *reversed(variants)) == (digests[::-1], 0)
     assert content(cache) == before
-    found = {digest}
-    for place, value in ((0, tiny["distilbert"]), (2, "other"), (3, 33), (4, 1), (5, 1)):
-        other = [*first]
-        other[place] = value
-        found.add(run(cache, *other)[0])
-        assert run(cache, *other)[1] == 0
-    assert len(found) == 6
     # As many bytes as before.
     data.write_text(data.read_text().replace("Film 7 ", "Film 8 "))
-    edited, computed = run(cache, *first)
-    assert computed == 2
-    assert edited not in found
+    (edited,), computed = prepare(cache, first)
+    assert computed
+    assert edited not in digests
     assert not [*cache.rglob("*.part")]
 
 
 def test_what_a_killed_process_leaves_is_not_used(tiny: dict[str, Path], tmp_path: Path) -> None:
     """Killed in the middle of tokenizing; after a day its remains are removed."""
     cache, data = tmp_path / "cache", tmp_path / "data.txt"
-    data.write_text("\n".join(f"{text} {copy}" for copy in range(20) for text in movie_reviews()))
-    arguments = [tiny["bert"], data, "text", 32, 0, 0]
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    data.write_text("\n".join(f"{text} {copy}" for copy in range(5) for text in movie_reviews()))
+    variant = [str(tiny["bert"]), str(data), "text", 32, False, False]
     environment = os.environ | {"HF_DATASETS_CACHE": str(cache)}
+    command = [sys.executable, "-c", SCRIPT, json.dumps([variant])]
     with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not any(path.stat().st_size for path in cache.rglob("*.part/ids")):
             time.sleep(0.01)
@@ -208,9 +207,9 @@ def test_what_a_killed_process_leaves_is_not_used(tiny: dict[str, Path], tmp_pat
     (left,) = cache.rglob("*.part")
     for path in (*left.iterdir(), left):
         os.utime(path, (0, 0))
-    digest, _ = run(cache, *arguments)
+    digests, _ = prepare(cache, variant)
     assert not left.exists()
-    assert digest == run(tmp_path / "another", *arguments)[0]
+    assert digests == prepare(tmp_path / "another", variant)[0]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl", "a.json"])

@@ -51,11 +51,11 @@ def test_loss_and_gradients_are_the_trainers(name: str, checkpoints: dict[str, P
     """`compute_loss` in every way against the plain Trainer's, with padding and a text without labels."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
     inputs: Any = batch_of(model.config.vocab_size)
-    buffers = {name: each.clone() for name, each in model.named_buffers()}
+    buffers = {buffer: value.clone() for buffer, value in model.named_buffers()}
     best = MaskedForward.best(model, [inputs])
     assert best.head
-    for buffer, each in model.named_buffers():
-        assert torch.equal(each, buffers[buffer])
+    for buffer, value in model.named_buffers():
+        assert torch.equal(value, buffers[buffer])
     assert best.last_layer or name in _WHOLE_LAST_LAYER
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     expected_loss, expected = gradients(Trainer(model=model, args=arguments), dict(inputs))

@@ -12,7 +12,7 @@ from mlm_infer.training import TrainConfig, fine_tune
 from mlm_infer.training.blocks import make_blocks
 from mlm_infer.training.data import load_documents, load_splits
 from mlm_infer.training.masks import MaskRule, freeze_masks
-from mlm_infer.training.trainer import evaluate_loss
+from mlm_infer.training.scores import score_masks
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import InputError, ModelError, OutputExistsError
@@ -75,9 +75,9 @@ def test_saved_model_gives_the_reported_perplexity(run: tuple[TrainConfig, Any])
     model = AutoModelForMaskedLM.from_pretrained(settings.output)
     blocks = make_blocks(load_splits(settings).validation, tokenizer, 64).sample(40, settings.seed)
     frozen = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=16, seed=settings.seed)
-    first, second = evaluate_loss(model, frozen), evaluate_loss(model, frozen)
+    first, second = score_masks(model, frozen), score_masks(model, frozen)
     assert first == second
-    assert first[0] == pytest.approx(report.evaluations[-1].loss, rel=1e-5)
+    assert first.loss == pytest.approx(report.best.loss, rel=1e-5)
 
 
 def test_loss_is_the_mean_over_masked_tokens(base: Path, tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_loss_is_the_mean_over_masked_tokens(base: Path, tmp_path: Path) -> None
                 logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum"
             ).item()
             count += int((batch["labels"] != -100).sum())
-    loss, masked = evaluate_loss(model, frozen)
-    assert masked == count
-    assert loss == pytest.approx(total / count, rel=1e-6)
+    scores = score_masks(model, frozen)
+    assert scores.masked_tokens == count
+    assert scores.loss == pytest.approx(total / count, rel=1e-6)
 
 
 def test_masking_statistics(base: Path) -> None:

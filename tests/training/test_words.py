@@ -10,7 +10,7 @@ import pytest
 from mlm_infer.training.blocks import Blocks, make_blocks, make_encoder
 from mlm_infer.training.data import load_documents
 from mlm_infer.training.encoders import CONTINUES, FastEncoder
-from mlm_infer.training.masks import BlockOrder, MaskedBlocks, MaskRule
+from mlm_infer.training.masks import MaskedBlocks, MaskRule
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -108,7 +108,7 @@ def masked(request: Any, tiny: dict[str, Path]) -> tuple[MaskRule, list[tuple[ND
     blocks = make_blocks(load_documents("movie-reviews"), tokenizer, 32, whole_words=True)
     rule = MaskRule.of(tokenizer, 0.15)
     data = MaskedBlocks(blocks, rule, 11)
-    keys = [key for epoch in range(2) for key in BlockOrder(len(blocks), 11, lambda epoch=epoch: epoch)]
+    keys = [(epoch, row) for epoch in range(2) for row in range(len(blocks))]
     return rule, [(blocks[row], data[epoch, row]) for epoch, row in keys[:10_000]]
 
 
@@ -148,7 +148,7 @@ def test_shares_of_masked_and_random_tokens(tiny: dict[str, Path], tmp_path: Pat
     for shares in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.25)):
         rule = MaskRule.of(tokenizer, 0.15, *shares)
         masked = [MaskedBlocks(blocks, rule, 3)[0, row] for row in range(len(blocks))]
-        ids, labels = (np.concatenate([each[name] for each in masked]) for name in ("input_ids", "labels"))  # type: ignore[literal-required]
+        ids, labels = (np.concatenate([each[name] for each in masked]) for name in ("input_ids", "labels"))
         chosen = labels != -100
         found[shares] = chosen.tolist(), (ids == rule.mask_id)[chosen].mean(), (ids == labels)[chosen].mean()
     selections = [chosen for chosen, _, _ in found.values()]
