@@ -2,9 +2,9 @@
 
     python tools/training_memory.py WORK --gigabytes 2
 
-Writes both texts to the folder WORK, sentences of the built-in reviews with a number each, one a line, and removes them.
-Each training is a process of its own with an empty cache. `resident` is the peak of its resident memory, mapped files
-included (VmHWM of /proc/PID/status), and `own` the peak without them (RssAnon).
+Writes both texts to the folder WORK, sentences of the built-in reviews with a number each, one a line, and removes
+them. Each training is a process of its own with an empty cache. `resident` is the peak of its resident memory, mapped
+files included (VmHWM of /proc/PID/status), and `own` the peak without them (RssAnon).
 """
 
 import json

@@ -119,8 +119,8 @@ def make_blocks(
     blocks = Blocks(cached("blocks", key, write), (begin, end))
     if not len(blocks):
         raise DataError(
-            f"{len(documents)} documents give no block of {block_size} tokens, as they have no tokens with this "
-            "tokenizer; take other text, or a tokenizer that knows its characters"
+            f"no block results from the text (documents: {len(documents)}, tokens with this tokenizer: 0); take other "
+            "text, or a tokenizer that knows its characters"
         )
     return blocks
 

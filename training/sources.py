@@ -110,7 +110,8 @@ def reading(source: str) -> Iterator[None]:
     ) as error:
         if isinstance(error, DataError):
             raise
-        hint = "" if Path(source).expanduser().exists() else " (it is neither a file here nor a reachable data set)"
+        known = Path(source).expanduser().exists()
+        hint = "" if known else " (it is neither a file here nor a data set that can be reached)"
         raise DataError(f"cannot read {source}{hint}: {first_line(error.__cause__ or error)}") from error
 
 
