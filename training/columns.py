@@ -80,5 +80,5 @@ def _strings(value: Any, keys: Sequence[str]) -> Iterator[str]:
             yield from _strings(each, keys)
     elif isinstance(value, dict):
         yield from _strings(value[keys[0]], keys[1:])
-    elif value is not None and value.strip():
-        yield value.strip()
+    elif value is not None and (text := str(value).strip()):  # readers take some rows of numbers for numbers
+        yield text

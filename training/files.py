@@ -90,8 +90,9 @@ def check_encoding(files: Sequence[Path]) -> None:
 
 def _kind(file: PurePath) -> str:
     """Return the suffix that tells how a file is read; `.txt` for `a.txt.gz`."""
-    name = file.name.lower().removesuffix(".gz")
-    return PurePath(name).suffix
+    kind = PurePath(file.name.lower().removesuffix(".gz")).suffix
+    # Compressed parquet is compressed within.
+    return file.suffix.lower() if kind == ".parquet" else kind
 
 
 def _stem(file: PurePath) -> str:

@@ -104,9 +104,11 @@ def reading(source: str) -> Iterator[None]:
         pyarrow.ArrowException,
         zlib.error,
         EOFError,
+        KeyError,
         OSError,
-        ValueError,
         RuntimeError,
+        TypeError,
+        ValueError,
     ) as error:
         if isinstance(error, DataError):
             raise

@@ -182,6 +182,8 @@ def test_validation_documents_are_held_out(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "cannot read"),
         ("a.parquet", b"not parquet", "cannot read"),
         ("a.doc", b"x", "not of a kind"),
+        ("a.parquet.gz", b"x", "not of a kind that can be read: .*, all but the last also .gz"),
+        ("a.jsonl", b'{"text": null}\n' * 800_000 + b'{"text": "x"}', "cannot read"),
         ("a.jsonl", b'{"text": 3}\n', "must hold strings"),
     ],
 )
@@ -192,3 +194,21 @@ def test_wrong_data(tmp_path: Path, name: str, content: bytes, message: str) -> 
     with pytest.raises(DataError, match=message) as caught:
         load_documents(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_among_texts(tmp_path: Path) -> None:
+    """Rows of a long file that hold nothing but numbers are texts, too; other columns may hold anything."""
+    rows = [(number, "a film" if number < 15_000 else 1984) for number in range(30_000)]
+    text = "id,text\n" + "".join(f"{number if number < 20_000 else 'x'},{value}\n" for number, value in rows)
+    (tmp_path / "a.csv").write_text(text)
+    assert [*load_documents(str(tmp_path / "a.csv"))] == [str(value) for _, value in rows]
+
+
+def test_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    """The number of rows tells."""
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(TEXTS))
+    documents = load_documents(str(path))
+    path.write_text("\n".join(TEXTS[:30]))
+    with pytest.raises(DataError, match=r"a\.txt was changed while it was read; start again"):
+        list(documents)
