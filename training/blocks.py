@@ -135,15 +135,13 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, *, whole_words: bool = Fals
     Raises:
         InputError: The tokenizer does not know words.
     """
-    if tokenizer.is_fast:
-        # A copy, because a call of the tokenizer leaves its truncation and padding in it.
-        own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        own.no_truncation()
-        own.no_padding()
+    own = _copy(tokenizer)
+    if own is not None:
         encoder = FastEncoder(own, words=whole_words)
         if whole_words and (encoder(["two words"]).ids < CONTINUES).sum() < 2:
             raise InputError("whole_words needs a tokenizer that divides text into words; leave --whole-words out")
-        return encoder, hashlib.sha256(own.to_str().encode()).hexdigest()
+        text = f"{own.encode_special_tokens}{own.to_str()}"
+        return encoder, hashlib.sha256(text.encode()).hexdigest()
     if whole_words:
         raise InputError(
             f"whole_words needs a fast tokenizer, which tells words apart; {type(tokenizer).__name__} is written in "
@@ -155,6 +153,20 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, *, whole_words: bool = Fals
         for path in sorted(Path(folder).iterdir()):
             found.update(path.name.encode() + path.read_bytes())
     return SlowEncoder(tokenizer), found.hexdigest()
+
+
+def _copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """Return a copy of a fast tokenizer without what its last call left in it; None if it has a step in Python."""
+    if not tokenizer.is_fast:
+        return None
+    try:
+        own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception:  # what tokenizers raises has no class of its own
+        return None
+    own.no_truncation()
+    own.no_padding()
+    own.encode_special_tokens = tokenizer.split_special_tokens
+    return own
 
 
 def _bounded(documents: Documents) -> Iterator[list[str]]:

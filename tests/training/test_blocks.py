@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-from mlm_infer.training.blocks import make_blocks
-from mlm_infer.training.data import load_documents
+from mlm_infer.training.blocks import make_blocks, make_encoder
+from mlm_infer.training.data import Documents, load_documents
 from mlm_infer.training.masks import MaskRule, freeze_masks
-from transformers import AutoTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, PreTokenizer
+from training_memory import measure
+from transformers import AutoTokenizer, BertTokenizerFast
 
 from mlm_infer import DataError, InputError
 from mlm_infer.shared.samples import movie_reviews
@@ -30,7 +33,8 @@ ODD = ["\x01\x02", "a", "\u200b", "end"]
 
 def plain_blocks(texts: list[str], tokenizer: Any, size: int, *, per_line: bool) -> list[list[int]]:
     """Blocks as they are defined, with lists."""
-    begin, end, separator = [tokenizer.cls_token_id], [tokenizer.sep_token_id], tokenizer.sep_token_id
+    separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    begin, end = [tokenizer.cls_token_id], [separator]
     room = size - 2
     found: list[list[int]] = []
     pending: list[int] = []
@@ -120,6 +124,67 @@ def test_a_batch_of_lines_is_padded(tiny: dict[str, Path], tmp_path: Path) -> No
     padding = batch["attention_mask"] == 0
     assert (batch["labels"][padding] == -100).all()
     assert (batch["input_ids"][padding] == tokenizer.pad_token_id).all()
+
+
+def test_user_text_may_name_special_tokens(tiny: dict[str, Path]) -> None:
+    """As the tokenizer is set: a special token, or letters."""
+    for split in (False, True):
+        tokenizer = AutoTokenizer.from_pretrained(tiny["bert"], split_special_tokens=split)
+        encoder, identity = make_encoder(tokenizer)
+        found = encoder(["a [MASK] film"]).ids.tolist()
+        assert found == tokenizer("a [MASK] film", add_special_tokens=False)["input_ids"]
+        assert (tokenizer.mask_token_id in found) != split
+        assert identity != make_encoder(AutoTokenizer.from_pretrained(tiny["bert"], split_special_tokens=not split))[1]
+
+
+def test_tokenizer_with_a_step_in_python(tiny: dict[str, Path]) -> None:
+    """As RoFormer's for Chinese: it cannot be copied, its ids are the same, and words are not known."""
+
+    class Spaces:
+        def pre_tokenize(self, text: Any) -> None:
+            text.split(lambda _, part: part.split(" ", "removed"))
+
+    class WithSpaces(BertTokenizerFast):
+        def save_pretrained(self, *args: Any, **options: Any) -> Any:
+            self.backend_tokenizer.pre_tokenizer = BertPreTokenizer()
+            saved = super().save_pretrained(*args, **options)
+            self.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Spaces())
+            return saved
+
+    tokenizer = WithSpaces.from_pretrained(tiny["bert"])
+    tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Spaces())
+    encoder, _ = make_encoder(tokenizer)
+    assert encoder(["a film", "b"]).lengths.tolist() == [2, 1]
+    with pytest.raises(InputError, match="is written in Python"):
+        make_encoder(tokenizer, whole_words=True)
+
+
+def peak(documents: Documents, tokenizer: Any) -> int:
+    """Return the most memory that Python and numpy had at a time while blocks were made and read."""
+    tracemalloc.start()
+    blocks = make_blocks(documents, tokenizer, 64)
+    frozen = freeze_masks(blocks, MaskRule.of(tokenizer, 0.15), batch_size=8, seed=1)
+    assert sum(int(batch["attention_mask"].sum()) for batch in frozen) > 30 * len(documents)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def test_memory_does_not_grow_with_the_text(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Four times the text takes little more, as files are read in pieces of 10 MB; lists of its tokens take 8 MB."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny["bert"])
+    texts = movie_reviews()[:2000]
+    few = peak(documents_of([f"{text} {copy}" for copy in range(2) for text in texts], tmp_path), tokenizer)
+    many = peak(documents_of([f"{text} {copy}" for copy in range(8) for text in texts], tmp_path), tokenizer)
+    assert many - few < 3_000_000
+
+
+@pytest.mark.slow
+def test_memory_of_a_training(tmp_path: Path) -> None:
+    """A short version of the measurement in docs/training.md: 100 bytes of memory for each document would show."""
+    found = measure(tmp_path / "work", 40_000_000, [])
+    assert found["large"]["blocks"] > 60_000
+    assert found["large"]["resident"] - found["small"]["resident"] < 150_000_000
 
 
 def test_text_without_tokens(tiny: dict[str, Path], tmp_path: Path) -> None:

@@ -91,8 +91,9 @@ def test_options_of_data_and_masks(tiny: dict[str, Path], tmp_path: Path) -> Non
     rows = "".join(f'"{text}"\n""\n' for text in few_texts(tmp_path).read_text().replace('"', "'").splitlines())
     data.write_bytes(gzip.compress(f"text\n{rows}".encode()))
     options = "--per-line --whole-words --mask-share 0.9 --random-share 0.1 --workers 1 --block-size 32 --epochs 1"
-    line = [sys.executable, "-m", "mlm_infer.training", data, "--model", tiny["bert"], *options.split(), "--json"]
-    done = subprocess.run([*line, "--output", tmp_path / "out"], capture_output=True, text=True, check=False)
+    line = [sys.executable, "-m", "mlm_infer.training", str(data), "--model", str(tiny["bert"])]
+    line += [*options.split(), "--json", "--output", str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["documents"]["train"], report["documents"]["empty"]) == (180, 200)
