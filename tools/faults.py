@@ -6,6 +6,7 @@ Each fault is prepared in a scratch folder with a copy of the package's bundle i
 `checkpoint`. A real command then runs into it. Long because it is one list, of each fault and how to prepare it.
 """
 
+import gzip
 import json
 import math
 import os
@@ -304,6 +305,9 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("missing data", nothing, TRAIN.replace("text.txt", "nowhere.txt")),
         Fault("a missing column", put("x.csv", b"body\nA film.\n"), TRAIN.replace("text.txt", "x.csv")),
         Fault("an empty file", put("text.txt", b""), TRAIN),
+        Fault("an incomplete .gz", put("text.txt.gz", gzip.compress(bytes(99))[:-9]), TRAIN.replace("txt", "txt.gz")),
+        Fault("text without tokens", put("text.txt", b"\x01\n\x02\n"), TRAIN),
+        Fault("shares above 1", nothing, f"{TRAIN} --mask-share 0.9 --random-share 0.2"),
         Fault("blocks longer than the model accepts", nothing, f"{TRAIN} --block-size 4096"),
         Fault("nothing to resume", nothing, f"{TRAIN} --resume"),
         Fault("a full disk", nothing, TRAIN.replace("output ", "output full/")),

@@ -55,6 +55,7 @@ _FREE = (
     "output",
     "epochs",
     "loader_workers",
+    "workers",
     "report_to",
     "push_to_hub",
     "hub_model_id",
@@ -161,7 +162,7 @@ def fingerprint(
         "weights of the model": _digest(weights[name].cpu().numpy() for name in sorted(weights)),
         "vocabulary": _digest([np.array(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))]),
     }
-    digests |= {name: _digest(np.asarray(ids) for ids in each.ids) for name, each in blocks.items()}
+    digests |= {name: each.digest() for name, each in blocks.items()}
     return {"epochs": config.epochs, "settings": settings | {"processes": processes}, "digests": digests}
 
 
@@ -226,6 +227,6 @@ def _read_mark(checkpoint: Path) -> dict[str, Any]:
 def _digest(arrays: Iterable[NDArray[Any]]) -> str:
     found = hashlib.sha256()
     for array in arrays:
-        # With their shapes, because blocks of other lengths could give the same bytes.
+        # With their shapes, because arrays of other shapes could give the same bytes.
         found.update(str(array.shape).encode() + array.tobytes())
     return found.hexdigest()

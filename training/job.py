@@ -1,6 +1,7 @@
 """What a fine-tuning run needs: the model, the text as blocks, and the trainer."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mlm_infer.shared.checkpoint import max_length, open_checkpoint
 
 from .arguments import check_hardware, make_arguments
 from .batch_size import fitting_batch_size
-from .blocks import Blocks, make_blocks
+from .blocks import Blocks, make_blocks, make_encoder
 from .checks import check_schedule, check_tracker
 from .compiled import CompileCheck, seconds_of_a_pass
 from .config import TrainConfig
@@ -45,7 +46,7 @@ class PreparedText:
 
     train: Blocks
     validation: Blocks
-    frozen: list[MaskedBatch]
+    frozen: Sequence[MaskedBatch]
     counts: DocumentCounts
 
 
@@ -79,7 +80,10 @@ class TrainingJob:
         check_hardware(config)
         check_schedule(config.lr_scheduler, config.scheduler_options)
         check_tracker(config.report_to)
-        self._splits = load_splits(config) if config.from_scratch else None
+        self._splits = None
+        if config.from_scratch:
+            with self.processes.main_process_first():
+                self._splits = load_splits(config)
         # Random weights of a head that the checkpoint lacks must be the same when the run is resumed.
         transformers.set_seed(config.seed)
         if self._splits is not None:
@@ -91,7 +95,8 @@ class TrainingJob:
         self._fit_precision()
         if config.dropout is not None:
             set_dropout(self.model, config.dropout)
-        self.rule = MaskRule.of(self.tokenizer, config.mlm_probability)
+        self.rule = MaskRule.of(self.tokenizer, config.mlm_probability, config.mask_share, config.random_share)
+        make_encoder(self.tokenizer, whole_words=config.whole_words)  # raises if words are not known
         self.prompts = PromptFiller(config.prompts, self.model, self.tokenizer)
         longest = max_length(self.model, self.tokenizer.model_max_length)
         if config.block_size > longest:
@@ -132,10 +137,18 @@ class TrainingJob:
         counts = DocumentCounts(
             len(splits.train), len(splits.validation), splits.empty, splits.repeated, splits.unused_splits
         )
-        train = make_blocks(splits.train, self.tokenizer, config.block_size)
-        validation = make_blocks(splits.validation, self.tokenizer, config.block_size).sample(
-            config.max_validation_blocks, config.seed
+        train, validation = (
+            make_blocks(
+                documents,
+                self.tokenizer,
+                config.block_size,
+                per_line=config.per_line,
+                whole_words=config.whole_words,
+                workers=config.workers,
+            )
+            for documents in (splits.train, splits.validation)
         )
+        validation = validation.sample(config.max_validation_blocks, config.seed)
         frozen = freeze_masks(validation, self.rule, batch_size=config.batch_size, seed=config.seed)
         return PreparedText(train.sample(config.max_train_blocks, config.seed), validation, frozen, counts)
 
@@ -186,7 +199,7 @@ class TrainingJob:
         trainer.remove_callback(transformers.ProgressCallback)
         return trainer
 
-    def choose_way(self, frozen: list[MaskedBatch]) -> MaskedForward:
+    def choose_way(self, frozen: Sequence[MaskedBatch]) -> MaskedForward:
         """Return how to compute the logits, and warn if that is slower than it might be."""
         config = self.config
         if config.full_head:

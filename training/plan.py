@@ -4,6 +4,7 @@ import gc
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def _measure(job: TrainingJob, config: TrainConfig, text: PreparedText) -> _Meas
     return _Measured(config.batch_size, clock.seconds, memory)
 
 
-def _measure_evaluation(job: TrainingJob, frozen: list[MaskedBatch]) -> float:
+def _measure_evaluation(job: TrainingJob, frozen: Sequence[MaskedBatch]) -> float:
     """Return the seconds that the evaluation of a block takes."""
     first: MaskedBatch = {
         "input_ids": frozen[0]["input_ids"][:_EVALUATED_BLOCKS],

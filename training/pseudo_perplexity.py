@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .blocks import Blocks
+from .encoders import token_ids
 from .masked_forward import MaskedForward
 from .masks import IGNORED, MaskedBatch, MaskRule
 from .report import exponential
@@ -67,8 +68,8 @@ class PseudoPerplexity(TrainerCallback):
             StoppedError: The request was made.
         """
         total, count = 0.0, 0
-        for ids in tqdm(self._blocks.ids, desc="Pseudo-perplexity", disable=not self._progress, leave=False):
-            batches = list(_each_masked(np.asarray(ids, np.int64), self._rule, self._batch_size))
+        for block in tqdm(self._blocks, desc="Pseudo-perplexity", disable=not self._progress, leave=False):
+            batches = list(_each_masked(token_ids(block), self._rule, self._batch_size))
             if batches:
                 scores = score_masks(model, batches, way=self._way, request=self._request)
                 total += scores.loss * scores.masked_tokens

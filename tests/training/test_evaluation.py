@@ -201,7 +201,7 @@ def test_pseudo_perplexity(worsening: TrainConfig, tmp_path: Path) -> None:
         model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
         blocks = make_blocks(load_splits(config).validation, tokenizer, 32).sample(3, config.seed)
         losses = []
-        for ids in blocks.ids:
+        for ids in (block.tolist() for block in blocks):
             for at in range(1, len(ids) - 1):
                 if ids[at] in tokenizer.all_special_ids:
                     continue

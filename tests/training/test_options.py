@@ -1,5 +1,6 @@
 """Options that change memory, speed or the start of a run."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -82,6 +83,26 @@ def test_compiled_run(tiny: dict[str, Path], tmp_path: Path) -> None:
     for (_, one), (_, two) in zip(plain.train_curve, compiled.train_curve, strict=True):
         assert two == pytest.approx(one, abs=1e-4)
     assert "--compile does not help a run of 5 updates, which compile; leave it out" in compiled.warnings
+
+
+def test_options_of_data_and_masks(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """A command with all of them; report and model card tell them, and what was left out."""
+    data = tmp_path / "data.csv.gz"
+    rows = "".join(f'"{text}"\n""\n' for text in few_texts(tmp_path).read_text().replace('"', "'").splitlines())
+    data.write_bytes(gzip.compress(f"text\n{rows}".encode()))
+    options = "--per-line --whole-words --mask-share 0.9 --random-share 0.1 --workers 1 --block-size 32 --epochs 1"
+    line = [sys.executable, "-m", "mlm_infer.training", str(data), "--model", str(tiny["bert"])]
+    line += [*options.split(), "--json", "--output", str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["documents"]["train"], report["documents"]["empty"]) == (180, 200)
+    assert report["train_blocks"] >= 180  # some texts are longer than a block
+    card = (tmp_path / "out/README.md").read_text()
+    for name, value in (("per_line", True), ("whole_words", True), ("mask_share", 0.9), ("random_share", 0.1)):
+        assert report["config"][name] == value
+        escaped = name.replace("_", "\\_")
+        assert f"| {escaped} | {value} |" in card
 
 
 @pytest.mark.parametrize("kind", ["folder", "config.json"])
