@@ -207,6 +207,7 @@ class TrainingJob:
         # Checkpointing calls the layer again during the backward pass, and compilation knows no modes of torch.
         whole_layer = config.gradient_checkpointing or config.compile
         way = MaskedForward.best(self.model, frozen, last_layer=not whole_layer, precision=self.precision)
+        way.warn = self.warn
         if not way.head:
             self.warn(
                 f"the head of {self.model.config.model_type} cannot run at the masked positions only; "

@@ -128,13 +128,13 @@ def test_card_is_read_by_the_hub_client(tmp_path: Path) -> None:
     assert card.data.to_dict()["base_model"] == "org/model"
     assert card.data.pipeline_tag == "fill-mask"
     assert str(tmp_path) not in card.content
-    for known in ("| reviews\\.csv |", "| epoch 2 | 200 |", "| org/model | apache-2.0 |", "(report/curve.png)"):
+    for known in ("| reviews\\.csv |", "| epoch 2 (saved) | 200 |", "| org/model | apache-2.0 |", "(report/curve.png)"):
         assert known.replace("\\.", ".") in card.content
     save_summaries(hostile(tmp_path / "out"), tmp_path / "out")
     content = ModelCard.load(tmp_path / "out/README.md").text
     assert not re.search(r"(?<!\\)<(script|/table|b>)", content)
     for row in re.findall(r"^\|.*\|$", content, re.M):
-        assert len(re.findall(r"(?<!\\)\|", row)) in (3, 4, 6), row
+        assert len(re.findall(r"(?<!\\)\|", row)) in (3, 4, 8), row
     listed = json.loads((tmp_path / "out/training_report.json").read_text())["files"]
     assert {"README.md", "report/curve.png", "report/index.html"} <= set(listed)
 
