@@ -80,5 +80,8 @@ def _strings(value: Any, keys: Sequence[str]) -> Iterator[str]:
             yield from _strings(each, keys)
     elif isinstance(value, dict):
         yield from _strings(value[keys[0]], keys[1:])
-    elif value is not None and (text := str(value).strip()):  # readers take some rows of numbers for numbers
-        yield text
+    elif value is not None:
+        # Readers take some rows of numbers for numbers, and leave the byte order mark of compressed text files.
+        text = str(value).strip().lstrip("\ufeff")
+        if text:
+            yield text
