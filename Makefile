@@ -11,7 +11,8 @@ EXTRAS_transformers := cpu,train,export,dev
 VENV := $(or $(VENV_$(STACK)),$(error STACK is $(STACK); it must be optimum or transformers))
 CONSTRAINTS := constraints-$(STACK).txt
 BIN := $(VENV)/bin
-PYTEST := python -m pytest -q -n $(WORKERS) --dist loadfile
+# One thread of torch each: threads of several processes on the same cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS) --dist loadfile
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

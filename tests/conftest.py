@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from tests.helpers.paths import ROOT
 
 # Any word that names no folder may be a model of the Hub; helpers/hub_server.py stands in for it where it is wanted.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nothing that an earlier version computed, and nothing left in the user's cache; read when `datasets` is imported.
+_datasets_cache = tempfile.TemporaryDirectory()
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 sys.path.insert(0, str(ROOT / "tools"))
 
 

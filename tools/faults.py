@@ -6,6 +6,7 @@ Each fault is prepared in a scratch folder with a copy of the package's bundle i
 `checkpoint`. A real command then runs into it. Long because it is one list, of each fault and how to prepare it.
 """
 
+import gzip
 import json
 import math
 import os
@@ -304,7 +305,19 @@ GROUPS: dict[str, list[Fault]] = {
         Fault("missing data", nothing, TRAIN.replace("text.txt", "nowhere.txt")),
         Fault("a missing column", put("x.csv", b"body\nA film.\n"), TRAIN.replace("text.txt", "x.csv")),
         Fault("an empty file", put("text.txt", b""), TRAIN),
+        Fault("an incomplete .gz", put("text.txt.gz", gzip.compress(bytes(99))[:-9]), TRAIN.replace("txt", "txt.gz")),
+        Fault("text without tokens", put("text.txt", b"\x01\n\x02\n"), TRAIN),
+        Fault("shares above 1", nothing, f"{TRAIN} --mask-share 0.9 --random-share 0.2"),
         Fault("blocks longer than the model accepts", nothing, f"{TRAIN} --block-size 4096"),
+        Fault("endless epochs", nothing, f"{TRAIN} --epochs inf"),
+        Fault("an unknown schedule", nothing, f"{TRAIN} --lr-scheduler bogus"),
+        Fault("a schedule without its settings", nothing, f"{TRAIN} --lr-scheduler cosine_with_min_lr"),
+        Fault("a negative seed", nothing, f"{TRAIN} --seed -1"),
+        Fault("no text left for training", nothing, f"{TRAIN} --validation-fraction 0.9999"),
+        Fault("a UTF-16 file", put("text.txt", "A film.\nA book.\n".encode("utf-16")), TRAIN),
+        Fault("a model in no folder", nothing, TRAIN.replace("checkpoint", "./nowhere")),
+        Fault("a model that predicts from left to right", other_model, TRAIN.replace("checkpoint", "gpt2")),
+        Fault("early stopping after no evaluation", nothing, f"{TRAIN} --early-stopping 0"),
         Fault("nothing to resume", nothing, f"{TRAIN} --resume"),
         Fault("a full disk", nothing, TRAIN.replace("output ", "output full/")),
         Fault("a read-only folder", nothing, TRAIN.replace("output ", "output locked/")),

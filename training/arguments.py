@@ -78,7 +78,7 @@ def make_arguments(
         average_tokens_across_devices=True,
         # All that happens after a step happens at its end, so that a checkpoint holds everything up to its step.
         eval_strategy="steps",
-        eval_steps=updates_per_epoch,
+        eval_steps=config.eval_steps or updates_per_epoch,
         eval_on_start=evaluate_first,
         save_strategy="steps",
         save_steps=config.save_steps or updates_per_epoch,

@@ -9,8 +9,8 @@ from huggingface_hub import DatasetCard, ModelCard, ModelCardData
 from mlm_infer.shared.tables import without_controls
 
 from .config import TrainConfig
-from .data import BUILT_IN
 from .report import TrainReport, is_local, public_name
+from .sources import BUILT_IN
 
 __all__ = ["find_licences", "save_card"]
 

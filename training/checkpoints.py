@@ -23,6 +23,7 @@ from transformers import (
 from mlm_infer.errors import InputError, OutputExistsError
 from mlm_infer.shared.folders import REPORT, holds
 
+from .best import evaluations_since_best
 from .blocks import Blocks
 from .config import TrainConfig
 
@@ -33,14 +34,18 @@ __all__ = [
     "check_work",
     "fingerprint",
     "is_finished",
+    "lacks_evaluation",
     "last_checkpoint",
+    "read_state",
     "remove_unfinished",
     "work_folder",
+    "write_state",
 ]
 
 RESULT = "result"
 """Folder of the finished model, beside the checkpoints until it is moved to its place."""
 
+_STATE = "trainer_state.json"
 _MARK = "mlm_train.json"
 """Written last into a checkpoint, so a checkpoint without it is not complete. Contains the fingerprint."""
 _FREE = (
@@ -50,6 +55,7 @@ _FREE = (
     "output",
     "epochs",
     "loader_workers",
+    "workers",
     "report_to",
     "push_to_hub",
     "hub_model_id",
@@ -93,18 +99,43 @@ def last_checkpoint(work: Path) -> Path | None:
     return max(found, key=_step, default=None)
 
 
+def read_state(checkpoint: Path) -> TrainerState:
+    """Return the state of the Trainer in a checkpoint, its log included."""
+    return TrainerState.load_from_json(str(checkpoint / _STATE))
+
+
+def write_state(checkpoint: Path, state: TrainerState) -> None:
+    """Replace the state in a checkpoint, of which one is there at any moment."""
+    beside = checkpoint / f"{_STATE}.part"
+    state.save_to_json(str(beside))
+    beside.rename(checkpoint / _STATE)
+
+
+def lacks_evaluation(state: TrainerState, every: int) -> bool:
+    """Return whether a request to stop cut the evaluation of the last step short.
+
+    Args:
+        state: The state in a checkpoint.
+        every: Steps between evaluations.
+    """
+    done = any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history)
+    return state.global_step % every == 0 and not done
+
+
 def is_finished(checkpoint: Path, config: TrainConfig) -> bool:
     """Return whether a checkpoint holds the last step of a run."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_state(checkpoint)
+    if config.early_stopping is not None and evaluations_since_best(state.log_history) >= config.early_stopping:
+        return True
     # The checkpoint knows the last step of the epochs that it was written for.
     known = config.max_steps is not None or _read_mark(checkpoint)["epochs"] == config.epochs
-    return bool(known and state["global_step"] >= state["max_steps"])
+    return bool(known and state.global_step >= state.max_steps)
 
 
 def remove_unfinished(work: Path) -> None:
     """Remove checkpoints and results that are not complete, for example because the disk is full."""
     shutil.rmtree(work / RESULT, ignore_errors=True)
-    for path in work.glob("checkpoint-*"):
+    for path in (*work.glob("checkpoint-*"), *work.glob("best-*.part")):
         if not (path / _MARK).exists():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -131,7 +162,7 @@ def fingerprint(
         "weights of the model": _digest(weights[name].cpu().numpy() for name in sorted(weights)),
         "vocabulary": _digest([np.array(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))]),
     }
-    digests |= {name: _digest(np.asarray(ids) for ids in each.ids) for name, each in blocks.items()}
+    digests |= {name: each.digest() for name, each in blocks.items()}
     return {"epochs": config.epochs, "settings": settings | {"processes": processes}, "digests": digests}
 
 
@@ -196,6 +227,6 @@ def _read_mark(checkpoint: Path) -> dict[str, Any]:
 def _digest(arrays: Iterable[NDArray[Any]]) -> str:
     found = hashlib.sha256()
     for array in arrays:
-        # With their shapes, because blocks of other lengths could give the same bytes.
+        # With their shapes, because arrays of other shapes could give the same bytes.
         found.update(str(array.shape).encode() + array.tobytes())
     return found.hexdigest()

@@ -28,7 +28,8 @@ _RECIPES = ", ".join(recipe_names())
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
-    "--data", help="movie-reviews (built in), a txt/csv/tsv/json/jsonl/parquet file or folder, or a Hub data set."
+    "--data",
+    help="movie-reviews (built in), a txt/csv/tsv/json/jsonl (also .gz) or parquet file, a folder, or a Hub data set.",
 )
 @click.option("--data-config", help="Configuration name of a Hub data set.")
 @click.option("--data-revision", help="Branch, tag or commit of a Hub data set.")
@@ -41,7 +42,12 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--max-train-blocks", type=int, help="Train on at most this many blocks, drawn at random.")
 @click.option("--max-validation-blocks", type=int, help="Validate on at most this many blocks.")
 @click.option("--block-size", type=int, help="Tokens per block.  [default: 128]")
+@click.option("--per-line", is_flag=True, default=None, help="A block for each document, instead of joining them.")
 @click.option("--mlm-probability", type=float, help="Share of tokens to predict.  [default: 0.15]")
+@click.option("--mask-share", type=float, help="Share of these that are masked.  [default: 0.8]")
+@click.option("--random-share", type=float, help="Share of these that become random tokens.  [default: 0.1]")
+@click.option("--whole-words", is_flag=True, default=None, help="Predict whole words.")
+@click.option("--workers", type=int, help="Processes that tokenize the text.  [default: 0]")
 @click.option("--epochs", type=float, help="Passes over the data.  [default: 3]")
 @click.option("--max-steps", type=int, help="End after so many weight updates, whatever --epochs says.")
 @click.option("--batch-size", type=int, help="Blocks per step.  [default: 32]")
@@ -60,6 +66,11 @@ _RECIPES = ", ".join(recipe_names())
 @click.option("--tf32", is_flag=True, default=None, help="Use tf32 on an NVIDIA GPU.")
 @click.option("--compile", is_flag=True, default=None, help="Compile the model with torch.compile.")
 @click.option("--full-head", is_flag=True, default=None, help="Compute the head at all positions, not the masked ones.")
+@click.option("--eval-steps", type=int, help="Evaluate after so many updates.  [default: after an epoch]")
+@click.option("--early-stopping", type=int, metavar="N", help="End after N evaluations without a lower loss.")
+@click.option(
+    "--pseudo-perplexity", type=int, metavar="N", help="Pseudo-perplexity of N validation blocks, before and after."
+)
 @click.option("--save-steps", type=int, help="Save a checkpoint after so many updates.  [default: after an epoch]")
 @click.option("--loader-workers", type=int, help="Processes that prepare batches.  [default: 0]")
 @click.option("--seed", type=int, help="[default: 42]")
@@ -119,6 +130,8 @@ def main(
         f"\nperplexity {report.perplexity_before:.2f} -> {report.perplexity:.2f} in {report.seconds:.0f} s "
         f"({report.train_blocks} training and {report.validation_blocks} validation blocks, {report.precision})"
     )
+    for note in report.notes():
+        click.echo(note)
     click.echo(f"report: {config.output / 'report/index.html'}", err=True)
     click.echo(f"next: mlm-export {config.output} {config.output}-onnx --quantize", err=True)
 

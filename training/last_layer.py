@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
-__all__ = ["LastLayer"]
+__all__ = ["LastLayer", "LayerChangedError"]
 
 # fmt: off
 _ELEMENTWISE = frozenset([
@@ -26,6 +26,11 @@ _ELEMENTWISE = frozenset([
 ])
 # fmt: on
 _RESHAPES = frozenset(["view", "reshape", "flatten"])
+
+
+class LayerChangedError(RuntimeError):
+    """The last layer runs other operations than when it was recorded, or not once."""
+
 
 Axes = dict[int, int | None]
 """Flat index of an argument that is a tensor: the axis of its positions, or None if it is needed whole."""
@@ -85,7 +90,7 @@ class _Player(TorchFunctionMode):
     ) -> Any:
         call = next(self._plan, None)
         if call is None or call.function != func:
-            raise RuntimeError("the last layer runs other operations than when it was tried; take --full-head")
+            raise LayerChangedError
         if call.gathered:
             flat, tree = tree_flatten((args, kwargs or {}))
             for index, axis in call.gathered.items():
@@ -124,10 +129,14 @@ class LastLayer:
 
         Raises:
             RuntimeError: The layer is not understood.
+            LayerChangedError: It is not what it was when it was recorded.
         """
         player: list[_Player] = []
+        calls = 0
 
         def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            nonlocal calls
+            calls += 1
             player.append(_Player(self._plan(args, kwargs), positions))
             player[0].__enter__()
 
@@ -140,9 +149,15 @@ class LastLayer:
         ]
         try:
             yield
+        except Exception as error:
+            if calls != 1:
+                raise LayerChangedError from error
+            raise
         finally:
             for handle in handles:
                 handle.remove()
+        if calls != 1:
+            raise LayerChangedError
 
     def _plan(self, args: Any, kwargs: dict[str, Any]) -> list[_Call]:
         """Return the plan for inputs of a kind: which are given, and which axes are broadcast."""

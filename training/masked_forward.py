@@ -1,5 +1,6 @@
 """A pass through the model that computes no more than the logits at masked positions."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel
 from mlm_infer.shared.masked_rows import head_at_rows
 from mlm_infer.shared.memory import is_out_of_memory
 
-from .last_layer import LastLayer
+from .last_layer import LastLayer, LayerChangedError
 from .masks import IGNORED, MaskedBatch
 
 __all__ = ["MaskedForward"]
+
+logger = logging.getLogger(__name__)
 
 
 class MaskedForward:
@@ -24,11 +27,15 @@ class MaskedForward:
         model: The model, without wrappers.
         head: Run the head at these positions only.
         last_layer: Run most of the last layer there only, too.
+
+    Attributes:
+        warn: Receives a warning if the last layer turns out to need all positions; None makes that an error.
     """
 
     def __init__(self, model: PreTrainedModel, *, head: bool, last_layer: bool = False) -> None:
         self._model, self.head = model, head
         self._last = LastLayer(model) if last_layer else None
+        self.warn: Callable[[str], None] | None = None
 
     @classmethod
     def best(
@@ -53,6 +60,7 @@ class MaskedForward:
                 way = cls(model, head=True, last_layer=not whole_layer)
                 if way._equals(full, batches[0]):
                     way._try_training(batches[0], precision)
+                    way.warn = logger.warning
                     return way
             # The ways in which a model shows that it is built otherwise.
             except (AttributeError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -83,13 +91,20 @@ class MaskedForward:
             rows = flat.new_zeros(1)
         if not self.head:
             return forward(**inputs).logits.flatten(0, 1)[rows], flat[rows]
-        with ExitStack() as stack:
-            chosen = rows
-            if self._last is not None:
-                positions, chosen = _slots(rows, labels.shape)
-                stack.enter_context(self._last.at(positions))
-            stack.enter_context(head_at_rows(self._model, chosen))
-            return forward(**inputs).logits[0], flat[rows]
+        try:
+            with ExitStack() as stack:
+                chosen = rows
+                if self._last is not None:
+                    positions, chosen = _slots(rows, labels.shape)
+                    stack.enter_context(self._last.at(positions))
+                stack.enter_context(head_at_rows(self._model, chosen))
+                return forward(**inputs).logits[0], flat[rows]
+        except LayerChangedError:
+            if self.warn is None:
+                raise
+            self._last = None
+            self.warn("the last layer does not run the same operations each time, so it runs at all positions")
+            return self.logits(forward, inputs, labels)
 
     @torch.no_grad()
     def _equals(self, full: "MaskedForward", batch: MaskedBatch) -> bool:

@@ -4,9 +4,11 @@ No generator runs along: the masks are the same at any batch size, with any numb
 wherever a run is resumed.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from itertools import chain
+from typing import TypedDict, overload
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from mlm_infer.errors import DataError
 
 from .blocks import Blocks
+from .encoders import CONTINUES, token_ids
 
 __all__ = ["IGNORED", "BlockOrder", "MaskRule", "MaskedBatch", "MaskedBlocks", "freeze_masks"]
 
@@ -47,8 +50,13 @@ class MaskedBatch(TypedDict):
 class MaskRule:
     """The masking of Devlin et al. 2019, section 3.1: of the selected tokens 80 % masked, 10 % random, 10 % unchanged.
 
+    If words are known, they are selected as a whole, each with the same probability, which is then that of each token.
+    What becomes of a selected token is drawn for itself, as in `create_pretraining_data.py` of google-research/bert.
+
     Attributes:
         probability: Share of the tokens to predict.
+        mask_share: Share of these that are masked.
+        random_share: Share of these that are replaced by a random token.
         mask_id: Id of the mask token.
         pad_id: Id that fills up the shorter blocks of a batch.
         vocabulary: Number of tokens.
@@ -56,27 +64,35 @@ class MaskRule:
     """
 
     probability: float
+    mask_share: float
+    random_share: float
     mask_id: int
     pad_id: int
     vocabulary: int
     special_ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, probability: float) -> "MaskRule":
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, probability: float, mask_share: float = 0.8, random_share: float = 0.1
+    ) -> "MaskRule":
         """Return the rule for the vocabulary of a tokenizer."""
         # Padding is excluded from attention and loss, so any id serves where there is no token for it.
         pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         special_ids = tuple(tokenizer.all_special_ids)
-        return cls(probability, tokenizer.mask_token_id, pad_id, len(tokenizer), special_ids)
+        return cls(probability, mask_share, random_share, tokenizer.mask_token_id, pad_id, len(tokenizer), special_ids)
 
-    def mask(self, ids: Sequence[int], generator: np.random.Generator) -> MaskedBlock:
-        """Mask one block."""
-        original = np.asarray(ids, np.int64)
-        selected = generator.random(len(original)) < self.probability
-        selected &= ~np.isin(original, self.special_ids)
+    def mask(self, block: NDArray[np.uint32], generator: np.random.Generator) -> MaskedBlock:
+        """Mask one block, as `Blocks` holds it."""
+        continues = block >= CONTINUES
+        original = token_ids(block)
+        draws = generator.random(len(original))
+        # The draw for the first token of a word counts for all of them.
+        draws = draws[np.maximum.accumulate(np.where(continues, 0, np.arange(len(draws))))]
+        selected = (draws < self.probability) & ~np.isin(original, self.special_ids)
         fate = generator.random(len(original))
         other = generator.integers(self.vocabulary, size=len(original))
-        masked = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, other, original))
+        replaced = self.mask_share + self.random_share
+        masked = np.where(fate < self.mask_share, self.mask_id, np.where(fate < replaced, other, original))
         return {
             "input_ids": np.where(selected, masked, original),
             "labels": np.where(selected, original, IGNORED),
@@ -119,9 +135,9 @@ class MaskedBlocks(Dataset[MaskedBlock]):
     def __getitem__(self, key: tuple[int, int]) -> MaskedBlock:
         epoch, row = key
         if row == _PADDING:
-            ids = np.asarray(self._blocks.ids[0], np.int64)
+            ids = token_ids(self._blocks[0])
             return {"input_ids": ids, "labels": np.full_like(ids, IGNORED)}
-        return self._rule.mask(self._blocks.ids[row], _generator(_TRAINING, self._seed, epoch, row))
+        return self._rule.mask(self._blocks[row], _generator(_TRAINING, self._seed, epoch, row))
 
 
 class BlockOrder(Sampler[tuple[int, int]]):
@@ -143,13 +159,46 @@ class BlockOrder(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self._epoch()
-        rows = _generator(_ORDER, self._seed, epoch, 0).permutation(self._count).tolist()
-        rows += [_PADDING] * (len(self) - self._count)
-        return ((epoch, row) for row in rows)
+        rows = _generator(_ORDER, self._seed, epoch, 0).permutation(self._count)
+        filling = [_PADDING] * (len(self) - self._count)
+        return ((epoch, int(row)) for row in chain(rows, filling))
 
 
-def freeze_masks(blocks: Blocks, rule: MaskRule, *, batch_size: int, seed: int) -> list[MaskedBatch]:
-    """Mask blocks once, so that all evaluations predict the same tokens and are comparable.
+class FrozenBatches(Sequence[MaskedBatch]):
+    """Batches of masked blocks, made again whenever they are asked for, since all of them may be larger than memory.
+
+    Args:
+        blocks: The blocks.
+        rule: How to mask them.
+        batch_size: Blocks per batch.
+        seed: Seed of the masks.
+    """
+
+    def __init__(self, blocks: Blocks, rule: MaskRule, batch_size: int, seed: int) -> None:
+        self._blocks, self._rule, self._batch_size, self._seed = blocks, rule, batch_size, seed
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._blocks) / self._batch_size)
+
+    @overload
+    def __getitem__(self, at: int) -> MaskedBatch: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[MaskedBatch]: ...
+
+    def __getitem__(self, at: int | slice) -> MaskedBatch | list[MaskedBatch]:
+        every = range(len(self))
+        if isinstance(at, slice):
+            return [self[number] for number in every[at]]
+        start = every[at] * self._batch_size
+        rows = range(start, min(start + self._batch_size, len(self._blocks)))
+        return self._rule.collate(
+            [self._rule.mask(self._blocks[row], _generator(_EVALUATION, self._seed, 0, row)) for row in rows]
+        )
+
+
+def freeze_masks(blocks: Blocks, rule: MaskRule, *, batch_size: int, seed: int) -> Sequence[MaskedBatch]:
+    """Mask blocks the same way each time, so that all evaluations predict the same tokens and are comparable.
 
     Args:
         blocks: The blocks to mask.
@@ -163,10 +212,10 @@ def freeze_masks(blocks: Blocks, rule: MaskRule, *, batch_size: int, seed: int) 
     Raises:
         DataError: No token was selected.
     """
-    masked = [rule.mask(ids, _generator(_EVALUATION, seed, 0, row)) for row, ids in enumerate(blocks.ids)]
-    if not any((block["labels"] != IGNORED).any() for block in masked):
+    frozen = FrozenBatches(blocks, rule, batch_size, seed)
+    if not any((batch["labels"] != IGNORED).any() for batch in frozen):
         raise DataError("the validation text is so short that no token was masked; give more of it")
-    return [rule.collate(masked[start : start + batch_size]) for start in range(0, len(masked), batch_size)]
+    return frozen
 
 
 def _generator(purpose: int, seed: int, epoch: int, row: int) -> np.random.Generator:

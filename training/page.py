@@ -85,7 +85,7 @@ def _evaluations(report: TrainReport) -> str:
     lines = [_row(header, "th", numbers_from=1)]
     for each, cells in zip(report.evaluations, rows, strict=True):
         lines.append(_row(cells, "td", numbers_from=1, kind=' class="best"' if each is best else ""))
-    return f"<div><table>\n{''.join(lines)}</table></div>\n<p>The lowest validation loss is set in bold.</p>\n"
+    return f"<div><table>\n{''.join(lines)}</table></div>\n<p>The row of the saved model is set in bold.</p>\n"
 
 
 def _row(cells: Iterable[object], tag: str, *, numbers_from: int | None = None, kind: str = "") -> str:

@@ -4,6 +4,7 @@ import gc
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,14 @@ from transformers.trainer_utils import IntervalStrategy
 from mlm_infer.shared.folders import check_output
 from mlm_infer.shared.tables import format_table
 
-from .blocks import Blocks
 from .config import TrainConfig
-from .job import TrainingJob
+from .job import PreparedText, TrainingJob
 from .masks import MaskedBatch
 from .process_state import restored
 from .processes import together
 from .report import DocumentCounts
+from .scores import score_masks
 from .stopping import StopRequest
-from .trainer import MaskedLMTrainer, evaluate_loss
 
 __all__ = ["Plan", "plan_run"]
 
@@ -49,7 +49,7 @@ class Plan:
         updates: Weight updates.
         evaluations: Evaluations, before training and at the end included.
         precision: Precision of the training.
-        seconds: Estimated time of training, evaluations and checkpoints.
+        seconds: Estimated time of training, evaluations, best weights and checkpoints.
         memory_bytes: Estimated peak memory of the process, or on a GPU of its device; None where it cannot be measured.
         disk_bytes: Size of the result and of the largest number of checkpoints at a time.
         measured_batch: Blocks in the largest step that was measured; from fewer than `batch_size` the rest is
@@ -136,49 +136,49 @@ def plan_run(config: TrainConfig, *, overwrite: bool = False) -> Plan:
     alone = replace(config, push_to_hub=False, report_to="none", prompts=())
     with restored(), together(), tempfile.TemporaryDirectory() as folder:
         job = TrainingJob(alone, Path(folder), None)
-        train, validation, frozen = job.prepare_text()
-        step = _measure_update(job, alone, train, frozen)
+        text = job.prepare_text()
+        step = _measure_update(job, alone, text)
         saving, size = _measure_saving(job, Path(folder))
-        evaluation = _measure_evaluation(job, frozen) * len(validation)
+        evaluation = _measure_evaluation(job, text.frozen) * len(text.validation)
     blocks_per_update = config.batch_size * config.gradient_accumulation_steps
-    per_epoch = -(-len(train) // blocks_per_update)
+    per_epoch = -(-len(text.train) // blocks_per_update)
     updates = config.max_steps or max(1, round(per_epoch * config.epochs))
-    evaluations = 1 + -(-updates // per_epoch)
+    evaluations = 1 + -(-updates // (config.eval_steps or per_epoch))
     # Weights and two numbers of AdamW for each of them.
     saves = updates // (config.save_steps or per_epoch)
     return Plan(
         model=f"{config.model} ({job.model.config.model_type})",
         parameters=job.model.num_parameters(),
-        documents=job.counts,
-        train_blocks=len(train),
-        validation_blocks=len(validation),
+        documents=text.counts,
+        train_blocks=len(text.train),
+        validation_blocks=len(text.validation),
         updates=updates,
         evaluations=evaluations,
         precision=job.precision,
-        seconds=updates * step.seconds + evaluations * evaluation + (3 * saves + 1) * saving,
+        seconds=updates * step.seconds + evaluations * (evaluation + saving) + 3 * saves * saving,
         memory_bytes=step.memory,
-        # The old checkpoint goes once the new one is complete.
-        disk_bytes=size * (1 + 3 * min(saves, 2)),
+        # The old checkpoint goes once the new one is complete; so do the best weights at that time.
+        disk_bytes=size * (2 + 3 * min(saves, 2)),
         measured_batch=step.blocks,
         warnings=job.warnings,
     )
 
 
-def _measure_update(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[MaskedBatch]) -> _Measured:
+def _measure_update(job: TrainingJob, config: TrainConfig, text: PreparedText) -> _Measured:
     """Measure whole updates if that takes seconds, else smaller ones, and extrapolate."""
     rounds, wanted = config.gradient_accumulation_steps, config.batch_size
     single = replace(config, gradient_accumulation_steps=1)
-    low = _measure(job, replace(single, batch_size=1), train, frozen)
+    low = _measure(job, replace(single, batch_size=1), text)
     if rounds * wanted == 1:
         return low
-    high = _measure(job, replace(single, batch_size=min(max(wanted, 2), _FEW)), train, frozen)
+    high = _measure(job, replace(single, batch_size=min(max(wanted, 2), _FEW)), text)
     # The first step is not counted, so there are at least two of them.
     if 2 * rounds * _at(low, high, wanted).seconds < _LONGEST:
-        return _measure(job, config, train, frozen)
+        return _measure(job, config, text)
     per_block = high.seconds / high.blocks
     size = min(wanted, int(_BUDGET / per_block))
     if size > high.blocks:
-        low, high = high, _measure(job, replace(single, batch_size=size), train, frozen)
+        low, high = high, _measure(job, replace(single, batch_size=size), text)
     found = _at(low, high, wanted)
     return replace(found, blocks=high.blocks, seconds=rounds * found.seconds)
 
@@ -193,9 +193,9 @@ def _at(low: _Measured, high: _Measured, blocks: int) -> _Measured:
     return _Measured(blocks, high.seconds + share * max(0.0, high.seconds - low.seconds), memory)
 
 
-def _measure(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[MaskedBatch]) -> _Measured:
+def _measure(job: TrainingJob, config: TrainConfig, text: PreparedText) -> _Measured:
     small = replace(config, max_steps=_MOST_STEPS)
-    trainer: MaskedLMTrainer = job.make_trainer(train, frozen, StopRequest(), small)
+    trainer = job.make_trainer(text, StopRequest(), small)
     trainer.args.eval_on_start = False
     trainer.args.eval_strategy = trainer.args.save_strategy = IntervalStrategy.NO
     clock = _StepClock()
@@ -208,7 +208,7 @@ def _measure(job: TrainingJob, config: TrainConfig, train: Blocks, frozen: list[
     return _Measured(config.batch_size, clock.seconds, memory)
 
 
-def _measure_evaluation(job: TrainingJob, frozen: list[MaskedBatch]) -> float:
+def _measure_evaluation(job: TrainingJob, frozen: Sequence[MaskedBatch]) -> float:
     """Return the seconds that the evaluation of a block takes."""
     first: MaskedBatch = {
         "input_ids": frozen[0]["input_ids"][:_EVALUATED_BLOCKS],
@@ -217,7 +217,7 @@ def _measure_evaluation(job: TrainingJob, frozen: list[MaskedBatch]) -> float:
     }
     way = job.choose_way(frozen)
     started = time.perf_counter()
-    evaluate_loss(job.model, [first], way=way)
+    score_masks(job.model, [first], way=way)
     return (time.perf_counter() - started) / len(first["labels"])
 
 

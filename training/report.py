@@ -1,4 +1,4 @@
-"""The report of a fine-tuning run: perplexity before training, after every epoch and at the end."""
+"""The report of a fine-tuning run: perplexity and accuracy before training, along the way and at the end."""
 
 import importlib.metadata
 import json
@@ -49,6 +49,8 @@ class Evaluation:
         step: Weight updates so far.
         loss: Mean negative log-likelihood over the masked tokens, in nats.
         masked_tokens: Number of masked tokens.
+        top1: Share of the masked tokens that the model finds most likely.
+        top5: Share of the masked tokens that are among its five most likely ones.
         train_loss: Mean training loss since the previous evaluation; None before training.
     """
 
@@ -57,6 +59,8 @@ class Evaluation:
     step: int
     loss: float
     masked_tokens: int
+    top1: float
+    top5: float
     train_loss: float | None
 
     @property
@@ -111,6 +115,7 @@ class TrainReport:
         evaluations: Evaluations from before training to the end.
         train_curve: Step and training loss, averaged over neighbouring steps in a long run.
         fills: Predictions for the sentences of `config.prompts` at each evaluation.
+        pseudo_perplexity: Pseudo-perplexity before training and of the saved model, if `config` asks for it.
         documents: Numbers of documents.
         train_blocks: Blocks trained on.
         validation_blocks: Blocks validated on.
@@ -125,6 +130,7 @@ class TrainReport:
     evaluations: tuple[Evaluation, ...]
     train_curve: tuple[tuple[int, float], ...]
     fills: tuple[Fill, ...]
+    pseudo_perplexity: tuple[float, float] | None
     documents: DocumentCounts
     train_blocks: int
     validation_blocks: int
@@ -142,12 +148,12 @@ class TrainReport:
     @property
     def perplexity(self) -> float:
         """Perplexity of the saved model."""
-        return self.evaluations[-1].perplexity
+        return self.best.perplexity
 
     @property
     def best(self) -> Evaluation:
-        """The evaluation with the lowest loss."""
-        return min(self.evaluations, key=lambda each: each.loss)
+        """The evaluation with the lowest loss after training began, whose weights are saved."""
+        return min(self.evaluations[1:] or self.evaluations, key=lambda each: each.loss)
 
     @property
     def name(self) -> str:
@@ -164,11 +170,27 @@ class TrainReport:
         return next((str(each) for each in self.fills if (each.text, each.step) == (text, step)), "-")
 
     def summary(self) -> str:
-        """Return the result in one sentence."""
-        return (
-            f"Perplexity {self.perplexity_before:.2f} before and {self.perplexity:.2f} after "
-            f"{self.evaluations[-1].step} weight updates in {self.seconds:.0f} s, in {self.precision}."
+        """Return the result in a few sentences."""
+        first = (
+            f"Perplexity {self.perplexity_before:.2f} before and {self.perplexity:.2f} after {self.best.step} weight "
+            f"updates; {self.evaluations[-1].step} updates took {self.seconds:.0f} s in {self.precision}."
         )
+        return " ".join([first, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """Return what is said of a run only if it applies, in sentences."""
+        best, found = self.best, []
+        since = len(self.evaluations) - 1 - self.evaluations.index(best)
+        if since:
+            found.append(
+                f"The model saved is that of {best.when}, the best of {len(self.evaluations) - 1} evaluations."
+            )
+        if self.config.early_stopping is not None and since >= self.config.early_stopping:
+            found.append(f"Training ended early, after {since} evaluations that were not better.")
+        if self.pseudo_perplexity is not None:
+            before, after = self.pseudo_perplexity
+            found.append(f"Pseudo-perplexity {before:.2f} before and {after:.2f} after.")
+        return found
 
     def data_facts(self) -> list[tuple[str, str]]:
         """Return what the model was trained and evaluated on."""
@@ -206,15 +228,17 @@ class TrainReport:
         """Return the header and the rows of the table of evaluations."""
         rows = [
             [
-                each.when,
+                f"{each.when} (saved)" if each is self.best else each.when,
                 f"{each.step}",
                 "-" if each.train_loss is None else f"{each.train_loss:.4f}",
                 f"{each.loss:.4f}",
                 f"{each.perplexity:.2f}",
+                f"{each.top1:.1%}",
+                f"{each.top5:.1%}",
             ]
             for each in self.evaluations
         ]
-        return ["when", "step", "training loss", "validation loss", "perplexity"], rows
+        return ["when", "step", "training loss", "validation loss", "perplexity", "top-1", "top-5"], rows
 
     def table(self) -> str:
         """Return the evaluations as a table."""

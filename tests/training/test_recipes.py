@@ -125,7 +125,7 @@ def text_of(config: TrainConfig) -> tuple[str, str]:
     splits = load_splits(config)
     blocks = [make_blocks(each, tokenizer, config.block_size) for each in (splits.train, splits.validation)]
     # In one piece, because a word may begin in one block and end in the next.
-    inner = ([token for ids in each.ids for token in ids[1:-1]] for each in blocks)
+    inner = ([token for ids in each for token in ids[1:-1].tolist()] for each in blocks)
     train, validation = (tokenizer.decode(ids).replace(" ", "") for ids in inner)
     return train, validation
 

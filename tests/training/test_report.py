@@ -29,15 +29,16 @@ HOSTILE = "<script>alert(1)</script> | `x` \"[MASK]\" & 'y' \u202e\n</table>"
 
 def report(count: int, output: Path, **values: Any) -> TrainReport:
     """A report with a number of evaluations whose loss falls and then rises."""
-    evaluations = [Evaluation("before", 0, 0, 4.2, 5000, None)]
+    evaluations = [Evaluation("before", 0, 0, 4.2, 5000, 0.3, 0.5, None)]
     for at in range(1, count):
         loss = 2.4 + 1.5 * math.exp(-at / 4) + max(0, at - 20) / 100
-        evaluations.append(Evaluation(f"epoch {at}", at, at * 100, loss, 5000, loss + 0.1))
+        evaluations.append(Evaluation(f"epoch {at}", at, at * 100, loss, 5000, 0.5, 0.7, loss + 0.1))
     settings: dict[str, Any] = {
         "config": TrainConfig(model="org/model", output=output),
         "evaluations": tuple(evaluations),
         "train_curve": tuple((step, 2.5 + math.exp(-step / 400)) for step in range(20, count * 100, 20)),
         "fills": (),
+        "pseudo_perplexity": None,
         "documents": DocumentCounts(train=9, validation=3, empty=1, repeated=0, unused_splits=("test",)),
         "train_blocks": 90,
         "validation_blocks": 30,
@@ -127,13 +128,13 @@ def test_card_is_read_by_the_hub_client(tmp_path: Path) -> None:
     assert card.data.to_dict()["base_model"] == "org/model"
     assert card.data.pipeline_tag == "fill-mask"
     assert str(tmp_path) not in card.content
-    for known in ("| reviews\\.csv |", "| epoch 2 | 200 |", "| org/model | apache-2.0 |", "(report/curve.png)"):
+    for known in ("| reviews\\.csv |", "| epoch 2 (saved) | 200 |", "| org/model | apache-2.0 |", "(report/curve.png)"):
         assert known.replace("\\.", ".") in card.content
     save_summaries(hostile(tmp_path / "out"), tmp_path / "out")
     content = ModelCard.load(tmp_path / "out/README.md").text
     assert not re.search(r"(?<!\\)<(script|/table|b>)", content)
     for row in re.findall(r"^\|.*\|$", content, re.M):
-        assert len(re.findall(r"(?<!\\)\|", row)) in (3, 4, 6), row
+        assert len(re.findall(r"(?<!\\)\|", row)) in (3, 4, 8), row
     listed = json.loads((tmp_path / "out/training_report.json").read_text())["files"]
     assert {"README.md", "report/curve.png", "report/index.html"} <= set(listed)
 

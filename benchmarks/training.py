@@ -1,6 +1,4 @@
-"""Compares training with transformers' own Trainer, step by step in alternation.
-
-    python tools/training_times.py --batch-size 8 --batch-size 16 --batch-size 32
+"""`python -m mlm_infer.benchmarks.training`: compares training with transformers' own Trainer, step by step in turns.
 
 Every trainer runs in a process of its own and waits for its turn before each step, so that disturbances of the machine
 affect all of them alike. Model, blocks, masks, order and seed are the same, without dropout, so the losses must be too.
@@ -18,7 +16,6 @@ from typing import Any
 
 import click
 import torch
-from mlm_infer.benchmarks.shapes import SHAPES, make_checkpoint
 from mlm_infer.training.blocks import make_blocks
 from mlm_infer.training.data import load_documents
 from mlm_infer.training.dropout import set_dropout
@@ -36,9 +33,11 @@ from transformers import (
 )
 
 from mlm_infer.runtime.cpu import cpu_flags, cpu_name
+from mlm_infer.shared.command import command_errors
 from mlm_infer.shared.tables import format_table
 
-ROOT = Path(__file__).resolve().parent.parent
+from .shapes import SHAPES, make_checkpoint
+
 PLAIN = "transformers Trainer"
 ENGINES = {PLAIN: "plain", "all at the masks": "best", "head at the masks": "head"}
 _WARM_UP = 2
@@ -78,12 +77,12 @@ class InTurns(TrainerCallback):
         self._answers.flush()
 
 
-def work(kind: str, checkpoint: Path, batch_size: int, block_size: int, steps: int, *, half: bool) -> None:
+def train(kind: str, checkpoint: Path, batch_size: int, block_size: int, steps: int, *, half: bool) -> None:
     """Train so many steps, each when its turn comes."""
     turns = InTurns()
     tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModelForMaskedLM.from_pretrained(checkpoint)
     set_dropout(model, 0.0)
-    texts = load_documents("movie-reviews").texts
+    texts = load_documents("movie-reviews")
     blocks = make_blocks(texts, tokenizer, block_size).sample(batch_size * steps, 0)
     rule = MaskRule.of(tokenizer, 0.15)
     frozen = freeze_masks(blocks.sample(2, 0), rule, batch_size=2, seed=0)
@@ -123,7 +122,7 @@ def compare(checkpoint: Path, batch_size: int, block_size: int, steps: int, thre
     common = [str(checkpoint), str(batch_size), str(block_size), str(steps + _WARM_UP)]
     processes = {
         name: subprocess.Popen(  # noqa: S603
-            [sys.executable, __file__, "--worker", kind, *common],
+            [sys.executable, "-m", __spec__.name, "--worker", kind, *common],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -138,7 +137,7 @@ def compare(checkpoint: Path, batch_size: int, block_size: int, steps: int, thre
             if process.stdin is None or process.stdout is None:
                 raise RuntimeError("a worker has no pipes")
             if process.poll() is not None:
-                raise RuntimeError(f"{name!r} died; run this file with --worker {engines[name]} by hand to see why")
+                raise RuntimeError(f"{name!r} died; add `--worker {engines[name]}` by hand to see why")
             process.stdin.write("\n")
             process.stdin.flush()
             answers[name].append(json.loads(process.stdout.readline()))
@@ -163,12 +162,14 @@ def compare(checkpoint: Path, batch_size: int, block_size: int, steps: int, thre
 @click.option("--block-size", default=128, show_default=True)
 @click.option("--steps", default=8, show_default=True, help="Timed steps; two more come before them.")
 @click.option("--threads", default=2, show_default=True)
-def main(shape: str, batch_sizes: tuple[int, ...], block_size: int, steps: int, threads: int) -> None:
+@click.option("--work", type=click.Path(path_type=Path), default=Path(".work/training"), help="Folder for the model.")
+@command_errors
+def main(shape: str, batch_sizes: tuple[int, ...], block_size: int, steps: int, threads: int, work: Path) -> None:
     """Print tokens a second, peak memory and the largest difference of a loss for each batch size.
 
     transformers 4 rounds the loss of its own Trainer to four digits.
     """
-    checkpoint = make_checkpoint(shape, ROOT / ".work/training-times" / shape)
+    checkpoint = make_checkpoint(shape, work / shape)
     rows = [row for size in batch_sizes for row in compare(checkpoint, size, block_size, steps, threads)]
     click.echo(f"{shape}, blocks of {block_size}, {cpu_name()}, {threads} threads")
     header = ["batch", "trainer", "tokens/s", "speed-up", "peak MB", "of plain", "largest difference of a loss"]
@@ -179,6 +180,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         name, path, *numbers = sys.argv[2:]
         batch, block, count = map(int, numbers)
-        work(name.removesuffix("-bf16"), Path(path), batch, block, count, half=name.endswith("-bf16"))
+        train(name.removesuffix("-bf16"), Path(path), batch, block, count, half=name.endswith("-bf16"))
     else:
         main()
