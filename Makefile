@@ -47,7 +47,7 @@ test-stack:  ## Run the tests of export, training and the pipeline on transforme
 	$(MAKE) STACK=transformers test-transformers
 
 test-transformers: $(STAMP)
-	$(PYTEST) tests/export tests/training tests/locate/test_checkpoints.py tests/tasks/test_pipeline.py
+	$(PYTEST) tests/export tests/training tests/training_text tests/locate/test_checkpoints.py tests/tasks/test_pipeline.py
 
 test-cpus: $(STAMP)  ## Run int8 on emulated processors: AVX2, no AVX, arm64 (needs root once, to install QEMU)
 	bash tools/emulators.sh .work/arm64

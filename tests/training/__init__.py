@@ -1,1 +1,1 @@
-"""Fine-tuning and its data."""
+"""Fine-tuning: runs, options, losses, evaluations, reports."""
