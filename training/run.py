@@ -55,7 +55,8 @@ def fine_tune(
     """Fine-tune a masked language model, and write the model, its tokenizer and reports.
 
     Training draws new masks in every epoch; evaluation uses masks that are drawn once. The loss of an update is the
-    mean over its masked tokens. The head runs at these positions only, which affects nothing but the speed.
+    mean over its masked tokens. The head runs at these positions only, which affects nothing but the speed. The weights
+    of the evaluation with the lowest loss are saved.
 
     In the main thread, Ctrl-C and SIGTERM end the run after the step that is being computed, with a checkpoint.
     Environment variables, random generators and signal handlers are as before when this returns.
