@@ -76,6 +76,7 @@ class AsyncMaskFiller:
         max_characters: Maximum number of characters per text.
         max_predictions: Maximum number of predictions per answer, `top_k` for each mask. It is lower for texts of more
             than 2,000 characters, since each prediction contains the whole text.
+        on_run: Called on the event loop before each run of the model, with its numbers of texts and of tokens.
 
     Raises:
         InputError: An argument is out of its range.
@@ -90,6 +91,7 @@ class AsyncMaskFiller:
         max_pending: int = 1024,
         max_characters: int = 100_000,
         max_predictions: int = 10_000,
+        on_run: Callable[[int, int], None] | None = None,
     ) -> None:
         wait = _seconds("max_wait_ms", max_wait_ms)
         limits = {
@@ -101,7 +103,7 @@ class AsyncMaskFiller:
         for name, value in limits.items():
             limits[name] = whole_number(name, value, least=1, most=_MOST)
         self.filler = filler
-        self._max_wait = wait / 1e3
+        self._max_wait, self._on_run = wait / 1e3, on_run
         self._max_tokens = limits["max_tokens"]
         self._max_characters = limits["max_characters"]
         self._max_predictions = limits["max_predictions"]
@@ -259,6 +261,8 @@ class AsyncMaskFiller:
             for choice, requests in by_choice.items():
                 parts = [each.parts[len(each.found)] for each in requests]
                 wanted = [each.wanted[len(each.found)] for each in requests if each.wanted is not None] or None
+                if self._on_run is not None:
+                    self._on_run(len(parts), sum(len(part.ids) for part in parts))
                 try:
                     answers = await _on(self._model, ask_parts, self.filler.model, parts, wanted, choice)
                 except Exception as error:  # whatever it is, every caller must get it

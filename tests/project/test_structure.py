@@ -73,6 +73,7 @@ ROOMS = (
     ("shared",),
     ("filler",),
     ("async_filler", "inspection"),
+    ("serve",),
     ("cli",),
 )
 """The modules and folders of the run time from the ground up: each imports from floors below its own, and itself."""

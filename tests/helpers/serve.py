@@ -1,0 +1,44 @@
+"""A running `mlm-serve`, and requests to it."""
+
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["ask", "serving"]
+
+
+@contextmanager
+def serving(*options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run `mlm-serve` on a free port; yield its address and its process."""
+    import os
+
+    command = [sys.executable, "-m", "mlm_infer.cli.serve_command", "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as server:
+        try:
+            line = server.stderr.readline() if server.stderr else ""
+            found = re.search(r"answers on (http://\S+)", line)
+            if found is None:
+                raise AssertionError(f"mlm-serve said {line!r}")
+            yield found[1], server
+        finally:
+            server.terminate()
+
+
+def ask(url: str, question: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
+    """Return status, body and headers of a request: POST if there is a question, as JSON unless it is bytes."""
+    data = question if isinstance(question, bytes) or question is None else json.dumps(question).encode()
+    sent = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, data, sent)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            content, status, told = answer.read(), answer.status, dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        content, status, told = error.read(), error.code, dict(error.headers)
+    kind = {name.lower(): value for name, value in told.items()}.get("content-type", "")
+    return status, json.loads(content) if kind.split(";")[0].endswith(("/json", "+json")) else content.decode(), told

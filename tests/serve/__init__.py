@@ -1,0 +1,1 @@
+"""Tests of `mlm-serve` over real HTTP."""

@@ -1,0 +1,245 @@
+"""Answers are those of the library, and what is refused is refused in one line."""
+
+import json
+import math
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlm_infer import MaskFiller
+from mlm_infer.options import FillOptions
+from mlm_infer.serve.questions import FillQuestion, InfillQuestion, RankQuestion, ScoreQuestion
+from tests.helpers.serve import ask, serving
+
+TEXT = "The acting was [MASK] and the plot made no [MASK]."
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server of the small model."""
+    with serving() as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def filler() -> MaskFiller:
+    """The same model in this process."""
+    return MaskFiller()
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Compare answers; texts that run together with others differ in the last digits."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(same(found[name], each) for name, each in expected.items())
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return math.isclose(found, expected, rel_tol=1e-3) if isinstance(expected, float) else bool(found == expected)
+
+
+def test_methods_answer_as_the_library(url: str, filler: MaskFiller) -> None:
+    """Options, lists, and the shape of the pipeline."""
+    options: dict[str, Any] = {"top_k": 3, "words_only": True, "deny": ["the"], "min_score": 0.001}
+    for path, question, expected in (
+        ("fill", {"text": TEXT} | options, filler.fill(TEXT, **options).to_dict()),
+        ("fill", {"text": [TEXT, "A [MASK]."]}, [each.to_dict() for each in filler.fill_batch([TEXT, "A [MASK]."])]),
+        (
+            "rank",
+            {"text": "A [MASK] film.", "candidates": ["good", "very bad"], "normalize": True},
+            filler.rank("A [MASK] film.", ["good", "very bad"], normalize=True).to_dict(),
+        ),
+        ("infill", {"text": TEXT, "beam_size": 3}, [each.to_dict() for each in filler.infill(TEXT, beam_size=3)]),
+        ("fill-mask", {"inputs": "A [MASK] film.", "top_k": 2}, filler("A [MASK] film.", top_k=2)),
+    ):
+        status, found, _ = ask(f"{url}/{path}", question)
+        assert status == 200, found
+        assert same(found, json.loads(json.dumps(expected))), path
+    (scored,) = filler.score(["A good film."], method="pll_word_l2r")
+    status, (found,), _ = ask(f"{url}/score", {"texts": ["A good film."], "method": "pll_word_l2r"})
+    assert same(found, json.loads(json.dumps(scored.to_dict())) | {"pseudo_perplexity": scored.pseudo_perplexity})
+
+
+def test_many_clients_share_runs(url: str, filler: MaskFiller) -> None:
+    """Each of 60 clients gets its own answer, from fewer runs than there are clients."""
+    texts = [f"Part {number} of the [MASK]{' and more' * (number % 7)}." for number in range(60)]
+    with ThreadPoolExecutor(30) as pool:
+        answers = list(pool.map(lambda text: ask(f"{url}/fill", {"text": text}), texts))
+    for text, (status, found, _) in zip(texts, answers, strict=True):
+        assert status == 200
+        assert same(found, json.loads(json.dumps(filler.fill(text).to_dict())))
+    _, figures, _ = ask(f"{url}/metrics")
+    runs = float(re.search(r"^mlm_batch_texts_count (\S+)", figures, re.M)[1])  # type: ignore[index]
+    texts_of_runs = float(re.search(r"^mlm_batch_texts_sum (\S+)", figures, re.M)[1])  # type: ignore[index]
+    assert runs < texts_of_runs
+    assert 'mlm_requests_total{path="/fill",status="200"}' in figures
+
+
+def test_lines(url: str, filler: MaskFiller) -> None:
+    """A line for each text in its order, with an error in the place of its answer."""
+    texts = [f"Part {number} of the [MASK]." for number in range(300)]
+    texts[7] = "no mask"
+    status, told, headers = ask(f"{url}/fill", {"text": texts, "top_k": 1}, accept="application/x-ndjson")
+    assert (status, headers["content-type"].split(";")[0]) == (200, "application/x-ndjson")
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert len(lines) == 300
+    assert lines[7]["status"] == 422
+    assert lines[7]["detail"].startswith("text 8 of 300 has no mask")
+    assert same(lines[299], json.loads(json.dumps(filler.fill(texts[299], top_k=1).to_dict())))
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "status", "detail"),
+    [
+        ("fill", b'{"text": ', 400, "the body is not JSON: Expecting value"),
+        ("fill", {"text": "A [MASK].", "topk": 2}, 422, "there is no option 'topk'; did you mean 'top_k'?"),
+        ("fill", {"text": "A [MASK].", "pattern": "(a+)+$"}, 422, "there is no option 'pattern'; "),
+        ("fill", {"text": "A [MASK].", "top_k": "5"}, 422, "top_k: Input should be a valid integer"),
+        ("fill", {"top_k": 5}, 422, "text: Field required"),
+        ("fill", {"text": "A [MASK].", "top_k": 0}, 422, "top_k is 0; it must be from 1"),
+        ("fill", {"text": "[MASK] " * 2000, "top_k": 50}, 422, "2,000 masks with 50 predictions each make 100,000"),
+        ("fill", {"text": ["A [MASK]."] * 1001}, 422, "there are 1,001 texts, and may be 1,000 here"),
+        ("fill", {"text": ["A [MASK].", "A."]}, 422, "text 2 of 2 has no mask"),
+        ("fill", b'{"text": "' + b"x" * 1_000_000 + b'"}', 413, "the body has more than 1,000,000 bytes"),
+        ("rank", {"text": "A [MASK].", "candidates": ["x"] * 10_001}, 422, "there are 10,001 candidates"),
+        ("infill", {"text": "A [MASK].", "beam_size": 101}, 422, "there are 101 beam"),
+        ("score", {"texts": ["x " * 20_000]}, 422, "there are 40,000 characters, and may be 20,000 here"),
+        ("nowhere", {"text": "A [MASK]."}, 404, "Not Found"),
+    ],
+)
+def test_what_is_refused(url: str, path: str, question: Any, status: int, detail: str) -> None:
+    """Problem details with one line."""
+    found, told, _ = ask(f"{url}/{path}", question)
+    assert found == status
+    assert told["detail"].startswith(detail), told
+    assert "\n" not in told["detail"]
+
+
+def test_schema_is_that_of_the_methods(url: str) -> None:
+    """Every option is there with its default and its documentation, except the one that strangers may not have."""
+    _, schema, _ = ask(f"{url}/openapi.json")
+    fields = schema["components"]["schemas"]["Fill"]["properties"]
+    options = {name for name in FillOptions.__dataclass_fields__ if name not in ("pattern", "restriction")}
+    assert fields.keys() == options | {"text"}
+    assert fields["top_k"]["default"] == 5
+    for model in (FillQuestion, RankQuestion, InfillQuestion, ScoreQuestion):
+        for name, field in model.model_fields.items():
+            assert field.description, name
+    assert {"/fill", "/rank", "/infill", "/score", "/fill-mask", "/health", "/ready", "/info", "/metrics"} <= (
+        schema["paths"].keys()
+    )
+
+
+def test_token() -> None:
+    """Without the token nothing but the page and the health is told."""
+    with serving(MLM_SERVE_TOKEN="secret") as (url, _):
+        for path, question in (("fill", {"text": "A [MASK]."}), ("info", None), ("metrics", None), ("docs", None)):
+            for headers in ({}, {"authorization": "Bearer other"}):
+                status, told, answered = ask(f"{url}/{path}", question, **headers)
+                assert (status, answered["www-authenticate"]) == (401, "Bearer")
+                assert "Authorization: Bearer TOKEN" in told["detail"]
+        assert ask(f"{url}/health")[0] == ask(f"{url}/")[0] == 200
+        assert ask(f"{url}/fill", {"text": "A [MASK]."}, authorization="Bearer secret")[0] == 200
+
+
+def test_more_requests_than_places() -> None:
+    """What is beyond the bound gets 429 at once, and the others their answers."""
+    with serving("--max-requests", "2") as (url, _):
+        slow = {"texts": ["a good film " * 120], "method": "pll_word_l2r"}
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: ask(f"{url}/score", slow), range(6)))
+        counts = [status for status, _, _ in answers]
+        assert sorted(set(counts)) == [200, 429]
+        told, headers = next((told, headers) for status, told, headers in answers if status == 429)
+        assert told["detail"] == "2 requests are in progress, as many as this server takes at once; ask again"
+        assert headers["retry-after"] == "1"
+        assert ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200
+
+
+def test_clients_that_are_slow_or_vanish() -> None:
+    """They lose their place after the timeout or at once, and nobody else notices."""
+    with serving("--max-requests", "2", "--timeout", "2") as (url, _):
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        head = b"POST /fill HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"
+        slow = socket.create_connection(place)
+        slow.sendall(head)
+        for _ in range(5):
+            with socket.create_connection(place) as gone:
+                gone.sendall(head)
+        time.sleep(0.5)
+        assert ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200
+        slow.settimeout(10)
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+        slow.close()
+
+
+def test_shutdown_answers_what_waits() -> None:
+    """SIGTERM: a request in progress gets its answer, and the process ends with 0."""
+    with serving() as (url, server):
+        answers: list[Any] = []
+        slow = {"texts": ["a good film " * 100]}
+        asking = threading.Thread(target=lambda: answers.append(ask(f"{url}/score", slow)))
+        asking.start()
+        time.sleep(0.15)
+        server.send_signal(signal.SIGTERM)
+        asking.join(60)
+        assert answers[0][0] == 200
+        assert server.wait(30) == 0
+
+
+def run(*options: str) -> tuple[int, str]:
+    """Return exit status and stderr of a command that does not come to serve."""
+    command = [sys.executable, "-m", "mlm_infer.cli.serve_command", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stderr
+
+
+def test_what_does_not_start(tmp_path: Path) -> None:
+    """A port in use, no such model, an open address without a token: one line, and nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        status, told = run("--port", port)
+    assert (status, told) == (
+        2,
+        f"error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose another --port or --host\n",
+    )
+    status, told = run(str(tmp_path), "--port", "0")
+    assert status == 1
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    status, told = run("--host", "0.0.0.0", "--port", "0")  # noqa: S104
+    assert (status, told.count("\n")) == (2, 1)
+    assert "set MLM_SERVE_TOKEN" in told
+
+
+def test_page_fetches_nothing_from_elsewhere(url: str) -> None:
+    """One file under a policy that a browser enforces, which puts no text in as markup."""
+    status, page, headers = ask(f"{url}/")
+    assert status == 200
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert not re.search(r"(https?:)?//[\w.]+|innerHTML|insertAdjacentHTML|document\.write", page)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH; Debian: apt-get install chromium")
+def test_page_in_a_browser(url: str, filler: MaskFiller, tmp_path: Path) -> None:
+    """A real browser shows the model's predictions for the text that stands there."""
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    command += ["--virtual-time-budget=8000", "--dump-dom", f"{url}/"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    expected = filler.fill("The acting was [MASK] and the plot made no sense.", top_k=8)
+    for each in expected.masks[0].predictions:
+        assert f"<span>{each.text}</span><span>{each.score:.3f}</span>" in shown
+    assert "english-small, bert, int8" in shown
