@@ -72,6 +72,8 @@ def main(
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=limits.seconds,
+            # Longer than proxies keep one (60 s): a connection closed as a request arrives is an error to the client.
+            timeout_keep_alive=75,
         )
         listener.listen(2048)
         shown, number = listener.getsockname()[:2]

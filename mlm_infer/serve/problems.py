@@ -60,6 +60,10 @@ async def tell_wrong_body(request: Request, error: Exception) -> JSONResponse:
     """Answer a request whose body is not a question; the input is not repeated, since NaN, for example, is not JSON."""
     errors: Sequence[Any] = error.errors() if isinstance(error, RequestValidationError) else ()
     first = errors[0]
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.partition("/")[2].rpartition("+")[2] != "json":
+        detail = f"the content-type is {kind!r}; send JSON with the header content-type: application/json"
+        return problem(ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail))
     if first["type"] == "json_invalid":
         return problem(ProblemError(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {first['ctx']['error']}"))
     # The type of a union's member is part of the place and says nothing to a client.

@@ -106,6 +106,12 @@ def test_lines(url: str, filler: MaskFiller) -> None:
         ("fill", {"text": "A [MASK].", "pattern": "(a+)+$"}, 422, "there is no option 'pattern'; "),
         ("fill", {"text": "A [MASK].", "top_k": "5"}, 422, "top_k: Input should be a valid integer"),
         ("fill", {"top_k": 5}, 422, "text: Field required"),
+        ("fill", b'{"text": "A [MASK].", "top_k": NaN}', 422, "top_k: Input should be a"),
+        ("fill", b'{"text": "A [MASK].", "top_k": 1e999}', 422, "top_k: Input should be a"),
+        ("fill", b'{"text": "A [MASK].", "targets": [NaN]}', 422, "targets.0: Input should be a valid string"),
+        ("fill", b"[NaN]", 422, "the body: "),
+        ("fill", b'{"text": "\\ud800 [MASK]"}', 422, "the text holds half a surrogate pair"),
+        ("fill", {"text": "good " * 5_000 + "[MASK]"}, 422, "the text has 25,006 characters, and may have 20,000 here"),
         ("fill", {"text": "A [MASK].", "top_k": 0}, 422, "top_k is 0; it must be from 1"),
         ("fill", {"text": "[MASK] " * 2000, "top_k": 50}, 422, "2,000 masks with 50 predictions each make 100,000"),
         ("fill", {"text": ["A [MASK]."] * 1001}, 422, "there are 1,001 texts, and may be 1,000 here"),
@@ -123,6 +129,15 @@ def test_what_is_refused(url: str, path: str, question: Any, status: int, detail
     assert found == status
     assert told["detail"].startswith(detail), told
     assert "\n" not in told["detail"]
+
+
+def test_content_type(url: str) -> None:
+    """A body that is not said to be JSON is refused with the header to send."""
+    status, told, _ = ask(f"{url}/fill", b'{"text": "A [MASK]."}', content_type="text/plain")
+    assert status == 415
+    assert told["detail"] == (
+        "the content-type is 'text/plain'; send JSON with the header content-type: application/json"
+    )
 
 
 def test_schema_is_that_of_the_methods(url: str) -> None:
