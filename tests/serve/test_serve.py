@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,15 @@ def same(found: Any, expected: Any) -> bool:
     if isinstance(expected, list | tuple):
         return len(found) == len(expected) and all(map(same, found, expected))
     return math.isclose(found, expected, rel_tol=1e-3) if isinstance(expected, float) else bool(found == expected)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something to happen."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
 
 
 def test_methods_answer_as_the_library(url: str, filler: MaskFiller) -> None:
@@ -191,9 +200,8 @@ def test_clients_that_are_slow_or_vanish() -> None:
         for _ in range(5):
             with socket.create_connection(place) as gone:
                 gone.sendall(head)
-        time.sleep(0.5)
-        assert ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200
-        slow.settimeout(10)
+        until(lambda: ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200)
+        slow.settimeout(30)
         assert slow.recv(1000).startswith(b"HTTP/1.1 408")
         slow.close()
 
@@ -202,10 +210,10 @@ def test_shutdown_answers_what_waits() -> None:
     """SIGTERM: a request in progress gets its answer, and the process ends with 0."""
     with serving() as (url, server):
         answers: list[Any] = []
-        slow = {"texts": ["a good film " * 100]}
+        slow = {"texts": ["a good film " * 160]}
         asking = threading.Thread(target=lambda: answers.append(ask(f"{url}/score", slow)))
         asking.start()
-        time.sleep(0.15)
+        until(lambda: "mlm_requests_in_progress 1.0" in ask(f"{url}/metrics")[1])
         server.send_signal(signal.SIGTERM)
         asking.join(60)
         assert answers[0][0] == 200
