@@ -29,6 +29,8 @@ from .questions import FillQuestion, InfillQuestion, PipelineQuestion, RankQuest
 __all__ = ["make_app"]
 
 _LINES = "application/x-ndjson"
+_SHORT, _FEW = 1_000, 50
+"""Characters of a text, and predictions, whose JSON takes less time than a thread does to begin."""
 
 
 def make_app(filler: MaskFiller, limits: Limits | None = None, *, token: str | None = None) -> FastAPI:
@@ -86,6 +88,8 @@ async def _fill(question: FillQuestion, request: Request) -> Response:  # type: 
         if isinstance(answer, InputError):
             raise answer
         results.append(answer)
+    if isinstance(text, str) and len(text) <= _SHORT and question.top_k <= _FEW:  # type: ignore[attr-defined]
+        return Response(json.dumps(results[0].to_dict()).encode(), media_type="application/json")
     return await _json(lambda: results[0].to_dict() if isinstance(text, str) else [each.to_dict() for each in results])
 
 
