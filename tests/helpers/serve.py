@@ -1,6 +1,8 @@
 """A running `mlm-serve`, and requests to it."""
 
 import json
+import math
+import os
 import re
 import subprocess
 import sys
@@ -10,14 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ask", "serving"]
+__all__ = ["ask", "same", "serving"]
 
 
 @contextmanager
 def serving(*options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run `mlm-serve` on a free port; yield its address and its process."""
-    import os
-
     command = [sys.executable, "-m", "mlm_infer.cli.serve_command", "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as server:
         try:
@@ -42,3 +42,12 @@ def ask(url: str, question: Any = None, **headers: str) -> tuple[int, Any, dict[
         content, status, told = error.read(), error.code, dict(error.headers)
     kind = {name.lower(): value for name, value in told.items()}.get("content-type", "")
     return status, json.loads(content) if kind.split(";")[0].endswith(("/json", "+json")) else content.decode(), told
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Compare answers; texts that run together with others differ in the last digits."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(same(found[name], each) for name, each in expected.items())
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return math.isclose(found, expected, rel_tol=1e-3) if isinstance(expected, float) else bool(found == expected)

@@ -1,7 +1,6 @@
 """Answers are those of the library, and what is refused is refused in one line."""
 
 import json
-import math
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ import pytest
 from mlm_infer import MaskFiller
 from mlm_infer.options import FillOptions
 from mlm_infer.serve.questions import FillQuestion, InfillQuestion, RankQuestion, ScoreQuestion
-from tests.helpers.serve import ask, serving
+from tests.helpers.serve import ask, same, serving
 
 TEXT = "The acting was [MASK] and the plot made no [MASK]."
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -37,15 +36,6 @@ def url() -> Iterator[str]:
 def filler() -> MaskFiller:
     """The same model in this process."""
     return MaskFiller()
-
-
-def same(found: Any, expected: Any) -> bool:
-    """Compare answers; texts that run together with others differ in the last digits."""
-    if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(same(found[name], each) for name, each in expected.items())
-    if isinstance(expected, list | tuple):
-        return len(found) == len(expected) and all(map(same, found, expected))
-    return math.isclose(found, expected, rel_tol=1e-3) if isinstance(expected, float) else bool(found == expected)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import httpx
 
 from mlm_infer import MaskFiller
-from tests.helpers.serve import serving
+from tests.helpers.serve import same, serving
 from tests.helpers.sizes import report, sizes
-from tests.serve.test_serve import same
 
 _CLIENTS = 256
 
