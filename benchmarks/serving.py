@@ -71,6 +71,7 @@ def main(bundle: Path, checkpoint: Path, clients: tuple[int, ...], seconds: int,
     with MaskFiller(bundle, threads=threads) as filler:
         texts = bulk_texts(filler.info.mask_token, 500, "validation")
         precision = filler.info.precision
+        tokens = sum(map(filler.count_tokens, texts)) / len(texts)
         bulk = [_bulk(filler, texts) for _ in range(rounds + 1)][1:]
     found: dict[tuple[str, int], list[list[float]]] = {}
     with _serving(bundle, threads) as ours, _plain(checkpoint, threads) as theirs:
@@ -84,7 +85,7 @@ def main(bundle: Path, checkpoint: Path, clients: tuple[int, ...], seconds: int,
         rate, wrong, *latencies = max(runs)
         told = [f"{each / 1e3:.1f} ms" for each in latencies]
         rows.append([name, str(number), f"{rate:.0f}", f"{rate / best:.2f}", *told, f"{wrong:.0f}"])
-    click.echo(f"{bundle.name}, {precision}, {cpu_name()}, {threads} threads, the best of {rounds} runs")
+    click.echo(f"{bundle.name}, {precision}, {cpu_name()}, {threads} threads, {tokens:.0f} tokens a text")
     click.echo(format_table(["", "clients", "texts/s", "of fill_batch", "p50", "p95", "p99", "errors"], rows))
 
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from mlm_infer.errors import InputError, MlmInferError
 from mlm_infer.filler import MaskFiller
@@ -23,7 +24,7 @@ from .desk import Desk
 from .guard import Guard
 from .limits import Limits
 from .metrics import Metrics
-from .problems import ProblemError, tell_problem, tell_wrong_body
+from .problems import ProblemError, tell_http, tell_problem, tell_wrong_body
 from .questions import FillQuestion, InfillQuestion, PipelineQuestion, RankQuestion, ScoreQuestion
 
 __all__ = ["make_app"]
@@ -58,6 +59,7 @@ def make_app(filler: MaskFiller, limits: Limits | None = None, *, token: str | N
     app.state.filler, app.state.limits, app.state.metrics = filler, limits, metrics
     app.add_middleware(Guard, limits=limits, metrics=metrics, token=token)
     app.add_exception_handler(RequestValidationError, tell_wrong_body)
+    app.add_exception_handler(HTTPException, tell_http)
     for kind in (ProblemError, MlmInferError, TimeoutError, Exception):
         app.add_exception_handler(kind, tell_problem)
     for path, handler, model in (
@@ -80,7 +82,9 @@ async def _fill(question: FillQuestion, request: Request) -> Response:  # type: 
     """Fill the masks of one text or of several; `Accept: application/x-ndjson` asks for a line each, as they come."""
     options = _given(question)
     text = options.pop("text")
-    answers = request.app.state.desk.fill([text] if isinstance(text, str) else text, **options)
+    texts = [text] if isinstance(text, str) else text
+    request.app.state.desk.check_predictions(texts, question.top_k)  # type: ignore[attr-defined]
+    answers = request.app.state.desk.fill(texts, **options)
     if _LINES in request.headers.get("accept", ""):
         return StreamingResponse(_lines(answers), media_type=_LINES)
     results = []
@@ -138,7 +142,8 @@ async def _fill_mask(question: PipelineQuestion, request: Request) -> Response: 
     texts = options["inputs"]
     texts = [texts] if isinstance(texts, str) else texts
     desk = request.app.state.desk
-    desk.check(texts=len(texts), characters=sum(map(len, texts)), predictions=options.get("top_k", 1))
+    desk.check(characters=sum(map(len, texts)))
+    desk.check_predictions(texts, question.top_k)  # type: ignore[attr-defined]
     found = await desk.in_turn(partial(request.app.state.filler, **options))
     return await _json(lambda: found)
 

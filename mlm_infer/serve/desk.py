@@ -55,11 +55,9 @@ class Desk:
         """Yield the answer of each text in its order, or its error.
 
         Raises:
-            InputError: There are too many texts.
             BundleError: The model failed.
             TimeoutError: There is no answer in time.
         """
-        self._check("texts", len(texts), self._limits.texts, "send fewer at once")
         waiting: list[asyncio.Task[FillResult]] = []
         try:
             for start in range(0, len(texts), _AHEAD):
@@ -99,8 +97,25 @@ class Desk:
             InputError: A number is higher than its limit.
         """
         for name, value in values.items():
-            self._check(name, value, getattr(self._limits, name), "ask for less at once")
+            most = getattr(self._limits, name)
+            if value > most:
+                raise InputError(
+                    f"the limit of {name} is {most:,} here, and this needs {value:,}; ask for less at once"
+                )
 
-    def _check(self, name: str, value: int, most: int, hint: str) -> None:
-        if value > most:
-            raise InputError(f"there are {value:,} {name}, and may be {most:,} here; {hint}")
+    def check_predictions(self, texts: Sequence[str], top_k: int) -> None:
+        """Refuse texts whose answers would not fit, before any of them is computed.
+
+        Args:
+            texts: The texts of a request.
+            top_k: Predictions for each mask; the model checks it.
+
+        Raises:
+            InputError: A limit is exceeded.
+        """
+        self.check(texts=len(texts))
+        masks = [len(self._filler.model.encoder.mask_spans(text)) for text in texts]
+        # Each prediction contains its whole text.
+        repeated = sum(count * len(text) for count, text in zip(masks, texts, strict=True))
+        each = min(top_k, self._filler.info.vocab_size)
+        self.check(predictions=each * sum(masks), answer=each * repeated)

@@ -16,7 +16,8 @@ class Limits:
         body: Bytes of a body.
         texts: Texts of a request.
         characters: Characters of a text to fill, and of all texts to score in a request.
-        predictions: Predictions of a text, over all its masks.
+        predictions: Predictions of a request, over all masks of its texts.
+        answer: Characters of an answer to `fill`, in which each prediction contains its whole text.
         candidates: Candidates to rank in a request.
         beam: Size of a beam, and fillings to return.
         seconds: Time until a request is answered, the reading of its body included.
@@ -29,7 +30,8 @@ class Limits:
     body: int = 1_000_000
     texts: int = 1_000
     characters: int = 20_000
-    predictions: int = 10_000
+    predictions: int = 100_000
+    answer: int = 20_000_000
     candidates: int = 10_000
     beam: int = 100
     seconds: int = 60

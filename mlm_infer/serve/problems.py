@@ -8,10 +8,11 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from mlm_infer.errors import InputError, MlmInferError
 
-__all__ = ["ProblemError", "problem", "tell_problem", "tell_wrong_body"]
+__all__ = ["ProblemError", "problem", "tell_http", "tell_problem", "tell_wrong_body"]
 
 
 class ProblemError(Exception):
@@ -54,6 +55,13 @@ def problem(told: ProblemError) -> JSONResponse:
 async def tell_problem(_request: Request, error: Exception) -> JSONResponse:
     """Answer a request that failed."""
     return problem(ProblemError.of(error))
+
+
+async def tell_http(_request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that the framework refuses, such as one for a path that does not exist."""
+    if not isinstance(error, HTTPException):
+        raise TypeError(f"{error!r} is no HTTPException")
+    return problem(ProblemError(HTTPStatus(error.status_code), str(error.detail), error.headers))
 
 
 async def tell_wrong_body(request: Request, error: Exception) -> JSONResponse:

@@ -112,20 +112,31 @@ def test_lines(url: str, filler: MaskFiller) -> None:
         ("fill", b'{"text": "\\ud800 [MASK]"}', 422, "the text holds half a surrogate pair"),
         ("fill", {"text": "good " * 5_000 + "[MASK]"}, 422, "the text has 25,006 characters, and may have 20,000 here"),
         ("fill", {"text": "A [MASK].", "top_k": 0}, 422, "top_k is 0; it must be from 1"),
-        ("fill", {"text": "[MASK] " * 2000, "top_k": 50}, 422, "2,000 masks with 50 predictions each make 100,000"),
-        ("fill", {"text": ["A [MASK]."] * 1001}, 422, "there are 1,001 texts, and may be 1,000 here"),
+        (
+            "fill",
+            {"text": "[MASK] " * 2000, "top_k": 50},
+            422,
+            "the limit of answer is 20,000,000 here, and this needs 1,4",
+        ),
+        ("fill", {"text": ["[MASK]"] * 1000, "top_k": 101}, 422, "the limit of predictions is 100,000 here"),
+        ("fill-mask", {"inputs": ["[MASK]"] * 1000, "top_k": 101}, 422, "the limit of predictions is 100,000 here"),
+        ("score", {"texts": [""]}, 422, "the text is empty"),
+        ("rank", {"text": "A [MASK].", "candidates": []}, 422, "candidates is []; give a list of words or phrases"),
+        ("fill", {"text": "A [MASK].", "top_k": 10**400}, 422, "top_k is 1"),
+        ("fill", b'{"text": "A [MASK].", "top_k": 1' + b"0" * 5000 + b"}", 400, "There was an error parsing the body"),
+        ("fill", {"text": ["A [MASK]."] * 1001}, 422, "the limit of texts is 1,000 here, and this needs 1,001"),
         ("fill", {"text": ["A [MASK].", "A."]}, 422, "text 2 of 2 has no mask"),
         ("fill", b'{"text": "' + b"x" * 1_000_000 + b'"}', 413, "the body has more than 1,000,000 bytes"),
-        ("rank", {"text": "A [MASK].", "candidates": ["x"] * 10_001}, 422, "there are 10,001 candidates"),
-        ("infill", {"text": "A [MASK].", "beam_size": 101}, 422, "there are 101 beam"),
-        ("score", {"texts": ["x " * 20_000]}, 422, "there are 40,000 characters, and may be 20,000 here"),
+        ("rank", {"text": "A [MASK].", "candidates": ["x"] * 10_001}, 422, "the limit of candidates is 10,000 here"),
+        ("infill", {"text": "A [MASK].", "beam_size": 101}, 422, "the limit of beam is 100 here, and this needs 101"),
+        ("score", {"texts": ["x " * 20_000]}, 422, "the limit of characters is 20,000 here, and this needs 40,000"),
         ("nowhere", {"text": "A [MASK]."}, 404, "Not Found"),
     ],
 )
 def test_what_is_refused(url: str, path: str, question: Any, status: int, detail: str) -> None:
     """Problem details with one line."""
-    found, told, _ = ask(f"{url}/{path}", question)
-    assert found == status
+    found, told, headers = ask(f"{url}/{path}", question)
+    assert (found, told["status"], headers["content-type"]) == (status, status, "application/problem+json")
     assert told["detail"].startswith(detail), told
     assert "\n" not in told["detail"]
 
