@@ -27,7 +27,7 @@ from .tasks.infill import Order, expand_spans, infill_text
 from .tasks.open_model import OpenModel
 from .tasks.pipeline import answer_as_pipeline
 from .tasks.rank import Others, candidate_lists, rank_candidates
-from .tasks.score import ScoreMethod, score_texts
+from .tasks.score import ScoreMethod, score_texts, whole_texts
 from .tasks.self_test import check_answers
 from .text.encoded_text import EncodedText
 from .text.encoder import LongText, TextEncoder, check_long_text
@@ -402,7 +402,7 @@ class MaskFiller:
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings")
         check_choice("method", method, get_args(ScoreMethod))
         check_long_text(long_text)
-        return list(score_texts(self.model, texts, method=method, long_text=long_text))
+        return list(score_texts(self.model, whole_texts(self.model, texts, long_text), method=method))
 
     def __call__(self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None) -> list[Any]:
         """Return exactly what `transformers.pipeline("fill-mask")` returns.

@@ -73,7 +73,7 @@ ROOMS = (
     ("shared",),
     ("filler",),
     ("async_filler", "inspection"),
-    ("serve",),
+    ("serve", "ray"),
     ("cli",),
 )
 """The modules and folders of the run time from the ground up: each imports from floors below its own, and itself."""
