@@ -116,28 +116,28 @@ def main(
 
         if texts:
             raise InputError("--engine ray takes the texts of --input, not arguments")
+        if device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"--device is {device!r}; with --engine ray it is cpu, or cuda for a GPU for each actor")
         fill_on_ray(
             paths,
             output,
             options,
             model=model,
             column=column,
-            device=device,
             precision=precision,
             backend=backend,
-            threads=threads,
-            address=address,
+            threads=1 if threads is None else threads,
+            gpu=device == "cuda",
             actors=actors,
+            address=address,
             rows_per_part=rows_per_part,
             resume=resume,
         )
         return
-    if engine is not None or address is not None or actors is not None:
-        raise InputError(
-            "--address and --actors belong to --engine ray"
-            if engine is None
-            else f"--engine is {engine!r}; leave it out, or give ray"
-        )
+    if engine is not None:
+        raise InputError(f"--engine is {engine!r}; leave it out, or give ray")
+    if address is not None or actors is not None:
+        raise InputError("--address and --actors belong to --engine ray; add it")
     from mlm_infer.filler import MaskFiller
 
     filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)

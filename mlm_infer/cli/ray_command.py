@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import click
 
@@ -14,38 +15,29 @@ _SHOWN = 10
 """Files that could not be read, of which each gets a line."""
 
 
-def fill_on_ray(
-    paths: Sequence[str],
-    output: str | None,
-    options: FillKeywords,
-    *,
-    model: str | None,
-    column: str,
-    device: str,
-    precision: str,
-    backend: str,
-    threads: int | None,
-    address: str | None,
-    actors: int | None,
-    rows_per_part: int,
-    resume: bool,
-) -> None:
+class _RunKeywords(TypedDict):
+    """Arguments of `mlm_infer.ray.run_files` that the command passes on."""
+
+    model: str | None
+    column: str
+    precision: str
+    backend: str
+    threads: int
+    gpu: bool
+    actors: int | None
+    address: str | None
+    rows_per_part: int
+    resume: bool
+
+
+def fill_on_ray(paths: Sequence[str], output: str | None, options: FillKeywords, **run: Unpack[_RunKeywords]) -> None:
     """Fill whole folders of files, and tell what was done; the status is 1 if a file could not be read.
 
     Args:
         paths: Files, folders and patterns.
         output: Folder of the results.
         options: The options of `fill`.
-        model: As for `MaskFiller`.
-        column: Column of the texts.
-        device: `auto`, `cpu` or `cuda`.
-        precision: As for `MaskFiller`.
-        backend: As for `MaskFiller`.
-        threads: Threads of each actor.
-        address: Address of a cluster.
-        actors: Number of actors.
-        rows_per_part: Rows of an input in one output file.
-        resume: Continue an interrupted run.
+        **run: As for `run_files`.
 
     Raises:
         DependencyError: Ray is not installed.
@@ -53,8 +45,6 @@ def fill_on_ray(
     """
     if not paths or output is None:
         raise InputError("--engine ray takes --input with files, and --output with a folder for the results")
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device is {device!r}; with --engine ray it is cpu, or cuda for a GPU for each actor")
     try:
         from mlm_infer.ray import FillQuestion, run_files
     except ModuleNotFoundError as error:
@@ -62,21 +52,7 @@ def fill_on_ray(
             f"--engine ray needs {error.name}; install it with: pip install 'mlm-infer[ray]'"
         ) from error
     try:
-        report = run_files(
-            paths,
-            output,
-            question=FillQuestion(options),
-            model=model,
-            column=column,
-            precision=precision,
-            backend=backend,
-            threads=1 if threads is None else threads,
-            gpu=device == "cuda",
-            actors=actors,
-            rows_per_part=rows_per_part,
-            address=address,
-            resume=resume,
-        )
+        report = run_files(paths, output, question=FillQuestion(options), **run)
     except KeyboardInterrupt:
         click.echo("stopped; the same command with --resume goes on from here", err=True)
         sys.exit(1)

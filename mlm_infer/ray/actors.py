@@ -27,8 +27,8 @@ from .rows import read_part
 
 __all__ = ["UNFINISHED", "FillTexts", "Job", "PartMaker", "PartReport", "ScoreTexts", "identity_of"]
 
-UNFINISHED = "_unfinished-"
-"""How the name of a part begins until it is whole; readers of folders skip names with an underscore."""
+UNFINISHED = ".unfinished"
+"""How the name of a part ends until it is whole; it begins with an underscore, which readers of folders skip."""
 
 _GROUP = 1 << 24
 """Bytes of results that are written together, as a row group."""
@@ -212,7 +212,7 @@ class PartMaker:
         """Write the file of a part under its own name when it is whole; return its rows, and those with errors."""
         system, folder = fsspec.core.url_to_fs(self._job.output)
         # Two workers may make the same part, if a machine was taken for dead. The contents are the same.
-        path, temporary = f"{folder}/{part.name}", f"{folder}/{UNFINISHED}{uuid.uuid4().hex}-{part.name}"
+        path, temporary = f"{folder}/{part.name}", f"{folder}/_{uuid.uuid4().hex}{UNFINISHED}"
         rows = wrong = 0
         try:
             with system.open(temporary, "wb") as stream:

@@ -1,39 +1,27 @@
 """Fills or scores whole folders of files on Ray: in parts that appear whole, so that a run can be resumed."""
 
-import json
-import os
 import pickle
-import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import ray
 import ray.data
 
 from mlm_infer.checks import whole_number
-from mlm_infer.errors import BundleError, DataError, InputError, MlmInferError, OutputExistsError, first_line
+from mlm_infer.errors import BundleError, DataError, InputError, MlmInferError
 from mlm_infer.filler import MaskFiller
-from mlm_infer.runtime.cpu import available_cpus
 
-from .actors import UNFINISHED, Job, PartMaker, PartReport, identity_of
+from .actors import Job, PartMaker, PartReport, identity_of
+from .cluster import cluster
 from .files import InputFile, Part, find_files
+from .output import Output
 from .questions import FillQuestion, Question
 from .rows import split_file
 
 __all__ = ["BulkReport", "run_files"]
-
-_RECORD = "_mlm_fill.json"
-"""Says which run a folder of results belongs to."""
-
-_PART = re.compile(r"(?P<stem>.+-[0-9a-f]{12})-(?P<version>[0-9a-f]{12})-\d{12}\.parquet")
-
-_OBJECTS = 200_000_000
-"""Bytes of Ray's object store on this machine: only names of parts go through it."""
 
 
 @dataclass(slots=True)
@@ -116,7 +104,8 @@ def run_files(
     with MaskFiller(model, device="cpu", precision="auto" if gpu else precision, backend=backend) as filler:
         question.check(filler)
         hashes = identity_of(filler)
-    results = _Output(output)
+    results = Output(output)
+    results.check_apart(inputs)
     results.take(
         {
             "question": type(question).__name__,
@@ -131,7 +120,7 @@ def run_files(
     )
     results.check_versions(files)
     job = Job(question, model, column, precision, backend, hashes, results.url)
-    with _cluster(address):
+    with cluster(address):
         report = BulkReport()
         parts = list(_split(files, column, question.columns, rows_per_part, report))
         done = results.parts()
@@ -144,95 +133,6 @@ def run_files(
     if not report.broken:
         results.tidy()
     return report
-
-
-class _Output:
-    """The folder of the results."""
-
-    def __init__(self, output: str) -> None:
-        self._system, self._path = fsspec.core.url_to_fs(output)
-        self.url = self._system.unstrip_protocol(self._path)
-
-    def take(self, identity: dict[str, Any], *, resume: bool) -> None:
-        """Make the folder, or check that it belongs to this run."""
-        system, record = self._system, f"{self._path}/{_RECORD}"
-        wanted = json.loads(json.dumps({"mlm-fill": 1} | identity))
-        if not system.exists(record):
-            if system.exists(self._path) and (not system.isdir(self._path) or system.ls(self._path)):
-                raise OutputExistsError(f"{self._path} exists and is not of mlm-fill --engine ray; name another folder")
-            system.makedirs(self._path, exist_ok=True)
-            with system.open(record, "w") as stream:
-                json.dump(wanted, stream, indent=2)
-            return
-        if not resume:
-            raise OutputExistsError(f"{self._path} exists; go on with --resume, or name another folder")
-        try:
-            with system.open(record, "r") as stream:
-                found = json.load(stream)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise InputError(f"{record} is damaged; remove {self._path}, and begin anew")
-        other = next((name for name in wanted if found.get(name) != wanted[name]), None)
-        if other is not None:
-            raise InputError(
-                f"{self._path} belongs to a run with another {other} ({found.get(other)!s:.80}); "
-                "name another folder, or take the same"
-            )
-
-    def parts(self) -> set[str]:
-        """Return the names of the parts that are there."""
-        names = (each.rsplit("/", 1)[-1] for each in self._system.ls(self._path, detail=False, refresh=True))
-        return {name for name in names if _PART.fullmatch(name)}
-
-    def check_versions(self, files: Sequence[InputFile]) -> None:
-        """Refuse parts of files that have changed, or that are none of the input: their rows would be there twice.
-
-        Raises:
-            InputError: There is such a part.
-        """
-        known = {file.stem: file for file in files}
-        for name in sorted(self.parts()):
-            match = _PART.fullmatch(name)
-            file = known.get(match["stem"]) if match else None
-            if file is None:
-                raise InputError(
-                    f"{self._path} has parts of a file that is not in the input ({name}); name the same files, or "
-                    "another output"
-                )
-            if match and match["version"] != file.version:
-                raise InputError(
-                    f"{file.name} has changed since {self._path} was begun; name another output, or remove "
-                    f"{file.stem}-{match['version']}-* from it"
-                )
-
-    def tidy(self) -> None:
-        """Remove what workers that were killed left; all parts are there."""
-        for path in self._system.ls(self._path, detail=False, refresh=True):
-            if path.rsplit("/", 1)[-1].startswith(UNFINISHED):
-                self._system.rm(path)
-
-
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one; a connection of the caller stays."""
-    if ray.is_initialized():
-        yield
-        return
-    local: dict[str, Any] = {}
-    if address is None and not os.environ.get("RAY_ADDRESS"):
-        # Nothing is sent anywhere, unless the user's environment says otherwise.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = {"num_cpus": available_cpus(), "include_dashboard": False, "object_store_memory": _OBJECTS}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        raise InputError(f"no Ray cluster at {where}: {first_line(error)}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _split(
