@@ -97,6 +97,9 @@ def main(
     cat sentences.txt | mlm-fill - --json
     mlm-fill --input reviews.csv --column body --output filled.jsonl
     mlm-fill --input 'reviews/*.parquet' --output filled --engine ray
+
+    \f
+    Long because click passes every option by its name; what follows the form feed is not shown.
     """  # noqa: D301
     if not texts and not paths:
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
