@@ -63,6 +63,8 @@ def run_files(
 ) -> BulkReport:
     """Ask a model about each row of files, on Ray, and write the rows with the answers as parquet files.
 
+    Long because every option is documented in place.
+
     Each part of an input (`rows_per_part` consecutive rows) becomes one file of the output, whose name follows from the
     input and which appears when it is whole. A worker or a machine that ends costs the parts it was making, which
     another one makes again. If all ends, the same call with `resume` makes the missing parts.
