@@ -17,9 +17,10 @@ from typing import Any
 
 __all__ = ["BROWSER", "KEYS", "Page", "browsing"]
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-_PATIENCE = 5
+_PATIENCE = 60
+_PROBLEMS = {(level, source) for level in ("warning", "error") for source in ("javascript", "security", "violation")}
 KEYS = {
     "Tab": 9,
     "Enter": 13,
@@ -38,7 +39,7 @@ class Page:
     Attributes:
         requests: Addresses that it asked for.
         dialogs: Texts of the dialogs that it opened.
-        problems: What scripts threw, and what the console warns of.
+        problems: What scripts threw, and what the browser refused or warned of.
     """
 
     def __init__(self, to_browser: Any, from_browser: Any) -> None:
@@ -92,7 +93,8 @@ class Page:
             self._to.flush()
         elif event == "Runtime.exceptionThrown":
             self.problems.append(str(told["exceptionDetails"].get("exception", told)))
-        elif event == "Log.entryAdded":
+        # An answer with an error is no problem: pages show it.
+        elif event == "Log.entryAdded" and (told["entry"]["level"], told["entry"]["source"]) in _PROBLEMS:
             self.problems.append(told["entry"]["text"])
 
     def open(self, url: str) -> None:
@@ -108,9 +110,9 @@ class Page:
         return answer["result"].get("value")
 
     def until(self, condition: str) -> None:
-        """Wait until an expression is true."""
+        """Wait until an expression, or what it promises, is true."""
         for _ in range(_PATIENCE * 50):
-            if self.run(f"Boolean({condition})"):
+            if self.run(f"(async () => Boolean(await ({condition})))()"):
                 return
             time.sleep(0.02)
         raise AssertionError(f"it did not happen: {condition}; the page says {self.run('document.body.innerText')!r}")
@@ -121,7 +123,11 @@ class Page:
 
     def texts(self, selector: str) -> list[str]:
         """Return the texts of the elements that a selector finds."""
-        found: list[str] = self.run(f"[...document.querySelectorAll({selector!r})].map(each => each.textContent)")
+        return self.each(selector, "each.textContent")
+
+    def each(self, selector: str, expression: str) -> list[Any]:
+        """Return the value of an expression about `each` of the elements that a selector finds."""
+        found: list[Any] = self.run(f"[...document.querySelectorAll({selector!r})].map(each => {expression})")
         return found
 
     def press(self, key: str, *, shift: bool = False, times: int = 1) -> None:
@@ -133,7 +139,9 @@ class Page:
             self.send("Input.dispatchKeyEvent", type="keyUp", **pressed)
 
     def write(self, text: str) -> None:
-        """Type a text where the focus is."""
+        """Type a text into the field that has the focus, in place of what is there."""
+        self.send("Input.dispatchKeyEvent", type="rawKeyDown", key="a", modifiers=2, commands=["selectAll"])
+        self.send("Input.dispatchKeyEvent", type="keyUp", key="a", modifiers=2)
         self.send("Input.insertText", text=text)
 
     def place(self, selector: str, at: int = 0) -> tuple[float, float]:
@@ -194,7 +202,7 @@ def browsing() -> Iterator[Page]:
         options += ["--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
         command = ["sh", "-c", 'exec "$@" 3< in 4> out', "sh", str(BROWSER), *options]
         with (
-            subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as browser,  # noqa: S603
+            subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as browser,
             Path(folder, "in").open("wb") as to_browser,
             Path(folder, "out").open("rb") as from_browser,
         ):
