@@ -185,10 +185,11 @@ class Page:
         nodes = self.send("Accessibility.getFullAXTree")["nodes"]
         return [(each["role"]["value"], each.get("name", {}).get("value", "")) for each in nodes if not each["ignored"]]
 
-    def picture(self, path: Path, *, whole: bool = True) -> None:
-        """Write what is shown as a PNG file."""
-        answer = self.send("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
+    def picture(self) -> bytes:
+        """Return the whole page as a PNG file."""
+        whole = self.send("Page.getLayoutMetrics")["cssContentSize"] | {"scale": 1}
+        content: str = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=whole)["data"]
+        return base64.b64decode(content)
 
 
 @contextmanager

@@ -210,6 +210,8 @@ def test_phone(page: Page, shipped: MaskFiller, width: int, height: int) -> None
         enter(page, text, f"{long}, good")
         assert outside(page) == []
         assert page.run("document.documentElement.scrollWidth") == width
+        # However many words there are, their alternatives are in reach.
+        assert page.each("#words", "each.clientHeight") <= [height / 2 + 1]
     page.click("#text")
     page.write(TWO)
     page.tap("#jointly")
