@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +14,13 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
-__all__ = ["BROWSER", "KEYS", "Page", "browsing"]
+__all__ = ["BROWSER", "Page", "browsing"]
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 _PATIENCE = 60
 _PROBLEMS = {(level, source) for level in ("warning", "error") for source in ("javascript", "security", "violation")}
-KEYS = {
+_KEYS = {
     "Tab": 9,
     "Enter": 13,
     " ": 32,
@@ -47,7 +46,7 @@ class Page:
         self._messages: Queue[dict[str, Any]] = Queue()
         self.requests: list[str] = []
         self.dialogs: list[str] = []
-        self.problems: deque[str] = deque()
+        self.problems: list[str] = []
         Thread(target=self._read, args=[from_browser], daemon=True).start()
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -64,33 +63,34 @@ class Page:
 
     def send(self, method: str, **parameters: Any) -> Any:
         """Send a command, and return its answer."""
-        self._number += 1
-        command = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            command["sessionId"] = self._session
-        self._to.write(json.dumps(command).encode() + b"\0")
-        self._to.flush()
+        number = self._put(method, parameters)
         while True:
             try:
                 message = self._messages.get(timeout=_PATIENCE)
             except Empty:
                 raise AssertionError(f"the browser does not answer {method}") from None
-            if message.get("id", 0) in (self._number, None):
+            if message.get("id", 0) in (number, None):
                 break
             self._note(message.get("method"), message.get("params", {}))
         if "error" in message:
             raise AssertionError(f"{method}: {message['error']['message']}")
         return message["result"]
 
+    def _put(self, method: str, parameters: dict[str, Any]) -> int:
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            command["sessionId"] = self._session
+        self._to.write(json.dumps(command).encode() + b"\0")
+        self._to.flush()
+        return self._number
+
     def _note(self, event: str | None, told: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
         elif event == "Page.javascriptDialogOpening":
             self.dialogs.append(told["message"])
-            self._number += 1
-            command = {"id": self._number, "method": "Page.handleJavaScriptDialog", "params": {"accept": False}}
-            self._to.write(json.dumps(command | {"sessionId": self._session}).encode() + b"\0")
-            self._to.flush()
+            self._put("Page.handleJavaScriptDialog", {"accept": False})
         elif event == "Runtime.exceptionThrown":
             self.problems.append(str(told["exceptionDetails"].get("exception", told)))
         # An answer with an error is no problem: pages show it.
@@ -133,7 +133,7 @@ class Page:
     def press(self, key: str, *, shift: bool = False, times: int = 1) -> None:
         """Press a key."""
         for _ in range(times):
-            pressed: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": 8 if shift else 0}
+            pressed: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": _KEYS[key], "modifiers": 8 if shift else 0}
             text = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
             self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **pressed, **text)
             self.send("Input.dispatchKeyEvent", type="keyUp", **pressed)

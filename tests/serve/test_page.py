@@ -61,6 +61,8 @@ def test_predictions_are_those_of_the_library(page: Page, shipped: MaskFiller) -
     page.answered()
     assert value(page) == MASKED
     assert rows(page)[0][0] == best[0].text
+    page.click("#mask")
+    assert value(page).count("[MASK]") == 2
     assert not page.problems
 
 
