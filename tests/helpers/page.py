@@ -1,11 +1,11 @@
 """What the tests of the page do in it, and measure."""
 
 import json
-import re
+from decimal import Decimal
 
 from .browser import Page
 
-__all__ = ["enter", "gap", "least_contrasts", "load", "look_at", "number", "outside", "rows", "value"]
+__all__ = ["assert_shown", "enter", "gap", "least_contrasts", "load", "look_at", "outside", "rows", "value"]
 
 _LEAST_CONTRASTS = """
 (() => {
@@ -77,9 +77,13 @@ def rows(page: Page, list_: str = "ol") -> list[tuple[str, str]]:
     return list(zip(page.texts(f"{list_} .row bdi"), page.texts(f"{list_} .row > span"), strict=True))
 
 
-def number(share: float) -> str:
-    """Write a probability as the page does."""
-    return f"{share:.3f}" if share >= 0.0005 else re.sub(r"e-0?", "e-", f"{share:.1e}")
+def assert_shown(found: list[tuple[str, str]], expected: list[tuple[str, float]]) -> None:
+    """Check labels, and numbers to the last digit shown, which other processors and threads may round otherwise."""
+    assert [label for label, _ in found] == [label for label, _ in expected]
+    for (label, shown), (_, number) in zip(found, expected, strict=True):
+        unit = 10.0 ** int(Decimal(shown).as_tuple().exponent)
+        assert abs(float(shown) - number) < 0.6 * unit, label
+        assert unit <= 0.1 or number > 9, f"{label}: {shown} has too few digits"
 
 
 def value(page: Page) -> str:
