@@ -500,7 +500,5 @@ def _reopen(
     filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
     manifest, path = filler.model.manifest, filler.info.path
     if content is not None and manifest.files and manifest.content(path) != content:
-        raise BundleError(
-            f"{path} was replaced since this MaskFiller was pickled; open the new model by MaskFiller(...)"
-        )
+        raise BundleError(f"{path} was replaced since this MaskFiller was pickled; open it again with MaskFiller(...)")
     return filler
