@@ -112,11 +112,11 @@ def fill_columns(model: OpenModel, batch: Any, column: str, choice: Choice) -> A
 
 
 def _column(columns: Mapping[str, Any], name: object) -> list[Any]:
-    if name not in list(columns):
-        near = difflib.get_close_matches(name, list(columns), 1) if isinstance(name, str) else []
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(columns) or 'none'};"
+    if not isinstance(name, str) or name not in columns:
+        near = difflib.get_close_matches(name, map(str, columns), 1) if isinstance(name, str) else []
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, columns)) or 'none'};"
         raise InputError(f"the batch has no column {shown(name)}; {hint} name it with column=")
-    values = columns[str(name)]
+    values = columns[name]
     texts = texts_of(values)
     if texts is None:
         raise InputError(

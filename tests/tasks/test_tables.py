@@ -144,6 +144,7 @@ def test_columns_of_that_name_are_replaced(shipped: MaskFiller) -> None:
             {"batched": True, "fn_kwargs": {"column": ["text"]}},
             "no column ['text']; there are id, text; name it with c",
         ),
+        ({"batched": True, "fn_kwargs": {"column": np.array(["a", "b"])}}, "there are id, text; name it with column="),
         ({"batched": True, "fn_kwargs": {"topk": 3}}, "there is no option 'topk'; did you mean 'top_k'?"),
         ({}, "the column 'text' is a str; give a batch of rows: map(..., batched=True)"),
         ({"batched": True, "input_columns": ["text"]}, "batch is a list; give a dictionary of columns or a pya"),
