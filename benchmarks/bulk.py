@@ -11,7 +11,6 @@ import click
 
 from mlm_infer import MaskFiller
 from mlm_infer.runtime.cpu import cpu_kind, cpu_name
-from mlm_infer.shared.columns import import_pyarrow
 from mlm_infer.shared.command import command_errors
 from mlm_infer.shared.tables import format_table
 
@@ -57,7 +56,6 @@ def main(bundle: Path, rows: int, rounds: int, threads: int) -> None:
 
 
 def _write(path: Path, texts: Sequence[str]) -> None:
-    import_pyarrow()
     import pyarrow
     from pyarrow import parquet
 

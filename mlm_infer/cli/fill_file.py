@@ -8,8 +8,8 @@ from typing import Any
 from mlm_infer.errors import InputError
 from mlm_infer.filler import MaskFiller
 from mlm_infer.options import FillKeywords
-from mlm_infer.shared.columns import fill_columns
 from mlm_infer.tasks.chunks import chunked
+from mlm_infer.tasks.columns import answer_schema
 from mlm_infer.text.vocabulary import is_text
 
 from .answers import answer_texts
@@ -171,7 +171,7 @@ def _to_parquet(parquet: Any, part: Path, table: Path) -> None:
     """Convert JSON rows to a parquet file, in batches."""
     import pyarrow
 
-    schema = pyarrow.schema([("text", pyarrow.string()), *fill_columns([]).schema])
+    schema = pyarrow.schema([("text", pyarrow.string()), *answer_schema()])
     with part.open(encoding="utf-8") as rows, parquet.ParquetWriter(table, schema) as writer:
         for lines in chunked(rows, 4096, len):
             batch = [_to_utf8(json.loads(line)) for line in lines]

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypedDict, Unpack
 
 import fsspec
@@ -57,10 +56,7 @@ class _Texts:
 
     def __call__(self, batch: Any) -> pyarrow.Table:
         table = batch if isinstance(batch, pyarrow.Table) else BlockAccessor.batch_to_arrow_block(batch)
-        if self._column not in table.column_names:
-            raise DataError(f"there is no column {self._column!r}, but {', '.join(table.column_names)}; set column=")
-        texts = table.column(self._column).to_pylist()
-        return _joined(table, self._question.ask(self._filler, texts, lambda row: f"row {row + 1} of its batch"))
+        return self._question.ask(self._filler, table, self._column)
 
 
 class FillTexts(_Texts):
@@ -119,12 +115,6 @@ class ScoreTexts(_Texts):
         long_text: LongText = "error",
     ) -> None:
         super().__init__(ScoreQuestion(method, long_text), model, column, precision)
-
-
-def _joined(table: pyarrow.Table, answers: pyarrow.Table) -> pyarrow.Table:
-    for name, column in zip(answers.column_names, answers.columns, strict=True):
-        table = table.append_column(name, column)
-    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +229,7 @@ class PartMaker:
         held: list[pyarrow.Table] = []
         done = 0
         for table, wrong in read_part(part):
-            held.append(self._answered(part, done, table, wrong))
+            held.append(self._answered(table, wrong))
             done += table.num_rows
             if sum(each.nbytes for each in held) >= _GROUP:
                 yield pyarrow.concat_tables(held)
@@ -249,20 +239,15 @@ class PartMaker:
         if held:
             yield pyarrow.concat_tables(held)
 
-    def _answered(self, part: Part, done: int, table: pyarrow.Table, wrong: dict[int, str]) -> pyarrow.Table:
-        names = partial(_row_name, part, done)
-        texts: Sequence[Any] = table.column(self._job.column).to_pylist()
-        # A row that could not be read keeps its place, with its own error.
-        read = ["" if row in wrong else each for row, each in enumerate(texts)]
-        answers = self._job.question.ask(self._filler, read, names)
-        if wrong:
-            told = [
-                f"{names(row)} {wrong[row]}" if row in wrong else each
-                for row, each in enumerate(answers.column("error").to_pylist())
-            ]
-            answers = answers.set_column(answers.column_names.index("error"), "error", [told])
-        return _joined(table, answers)
-
-
-def _row_name(part: Part, done: int, row: int) -> str:
-    return f"{part.file.name}, row {part.start + done + row + 1}"
+    def _answered(self, table: pyarrow.Table, wrong: dict[int, str]) -> pyarrow.Table:
+        answered = self._job.question.ask(self._filler, table, self._job.column)
+        if not wrong:
+            return answered
+        # A row that could not be read keeps its place, with its own error in place of an answer.
+        for name in self._job.question.columns:
+            values = answered.column(name).to_pylist()
+            for row, why in wrong.items():
+                values[row] = why if name == "error" else None
+            place = answered.column_names.index(name)
+            answered = answered.set_column(place, name, [pyarrow.array(values, answered.schema.types[place])])
+        return answered

@@ -127,13 +127,13 @@ def _object(line: bytes) -> tuple[dict[str, Any] | None, str]:
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
-            return None, f"is no JSON object, but {row!r:.40}"
+            return None, f"the row is no JSON object, but {row!r:.40}"
         if b"\\ud" in line.lower():
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return None, "has half a surrogate pair, which is no text; remove it"
+        return None, "the row has half a surrogate pair, which is no text; remove it"
     except (ValueError, RecursionError) as error:
-        return None, f"is not JSON: {first_line(error)}"
+        return None, f"the row is not JSON: {first_line(error)}"
     return row, ""
 
 
@@ -193,7 +193,7 @@ def _read_csv(part: Part, stream: Any) -> Iterator[tuple[dict[str, str], str, in
     for row, _ in _csv_rows(stream):
         wrong = ""
         if len(row) != len(part.fields):
-            wrong = f"has {len(row)} fields, and the header {len(part.fields)}; quote fields that contain commas"
+            wrong = f"the row has {len(row)} fields, and the header {len(part.fields)}; quote fields with commas"
         yield dict(zip(part.fields, row, strict=False)), wrong, sum(map(len, row))
 
 
