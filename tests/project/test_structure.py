@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -50,6 +51,14 @@ def test_filling_a_mask_loads_nothing_heavy() -> None:
 def test_import_alone_loads_nothing() -> None:
     """`import mlm_infer` imports no third-party package."""
     assert not loaded_by("import mlm_infer") & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
+
+
+def test_nothing_is_sent_or_left(tmp_path: Path) -> None:
+    """ONNX Runtime, which would keep an identifier in the user's home and send usage data, is told not to."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    code = "from mlm_infer import MaskFiller; MaskFiller()('A [MASK] film.')"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
