@@ -42,8 +42,8 @@ def main(bundle: Path, rows: int, rounds: int, threads: int) -> None:
         source = Path(folder) / "in.parquet"
         _write(source, [texts[number % len(texts)] for number in range(rows)])
         for number in range(rounds):
-            for name, options in ways.items():
-                output = Path(folder) / f"{number}-{len(found[name])}-{len(options)}.parquet"
+            for place, (name, options) in enumerate(ways.items()):
+                output = Path(folder) / f"{number}-{place}.parquet"
                 command = [*_COMMAND, "--model", str(bundle), "--input", str(source), "--output", str(output)]
                 found[name].append(_rate([*command, *options]))
     base = _middle(found[next(iter(ways))])

@@ -37,11 +37,11 @@ def test_readme_runs(folder: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ)
         assert done.returncode == 0, f"{code}\n{done.stderr}"
         ran.append(done.stdout)
-    assert len(ran) == 5
+    assert len(ran) == 6
     assert all(ran)
 
 
-@pytest.mark.parametrize("document", ["guide", "pipelines"])
+@pytest.mark.parametrize("document", ["guide", "pipelines", "bulk"])
 def test_blocks_of_documents_run(document: str, tmp_path: Path) -> None:
     """The Python blocks of a document, each on its own."""
     text = (ROOT / f"docs/{document}.md").read_text(encoding="utf-8")
