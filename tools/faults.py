@@ -38,6 +38,7 @@ GRAPH, WEIGHTS, TOKENIZER = "model.int8.onnx", "model.int8.weights", "tokenizer.
 FILL = 'mlm-fill "A [MASK] film." -m bundle'
 TRAIN = "mlm-train --model checkpoint --data text.txt --output out --block-size 32"
 EXPORT = "mlm-export checkpoint out"
+RAY = "mlm-fill --engine ray --model bundle --input in --output out"
 TESTED = "python -c \"from mlm_infer import MaskFiller; MaskFiller('bundle', self_test=True)\""
 
 HEADER = """# Error messages
@@ -171,6 +172,19 @@ def put(name: str, content: bytes) -> Prepare:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def rows_of(data: bytes, name: str = "in/x.jsonl") -> Prepare:
+    """Prepare a file in a folder, and a folder `in` if the file is elsewhere."""
+
+    def prepare(folder: Path) -> None:
+        for path in (folder / "in/y.jsonl", folder / name):
+            path.parent.mkdir(exist_ok=True)
+        if not name.startswith("in/"):
+            (folder / "in/y.jsonl").write_bytes(data)
+        (folder / name).write_bytes(data)
+
+    return prepare
+
+
 def remove(name: str) -> Prepare:
     """Return a preparation that removes a file of the bundle."""
     return lambda folder: (folder / "bundle" / name).unlink()
@@ -279,6 +293,18 @@ GROUPS: dict[str, list[Fault]] = {
             edit(lambda v: v["models"]["int8"].update(cpu="avx512_vnni")),
             OLD_CPU,
         ),
+    ],
+    "Folders of files, and the server": [
+        Fault("no file of a known kind", lambda folder: (folder / "empty").mkdir(), RAY.replace("in ", "empty ")),
+        Fault("no match", nothing, RAY.replace("in ", "'in/*.csv' ")),
+        Fault("a missing column", rows_of(b'{"body": "A [MASK]."}'), RAY),
+        Fault("an output of something else", rows_of(b'{"text": "A [MASK]."}', name="out/x.jsonl"), RAY),
+        Fault("an output in its input", rows_of(b'{"text": "A [MASK]."}'), RAY.replace("output ", "output in/")),
+        Fault("no cluster", rows_of(b'{"text": "A [MASK]."}'), f"{RAY} --address 127.0.0.1:9"),
+        Fault("no folder for the results", nothing, "mlm-fill --engine ray --input in"),
+        Fault("a model that cannot be opened", nothing, "mlm-serve nowhere --port 0"),
+        Fault("an address that other machines reach", nothing, "mlm-serve --host 0.0.0.0"),
+        Fault("an address of another machine", nothing, "MLM_SERVE_TOKEN=secret mlm-serve --host 203.0.113.1"),
     ],
     "Export": [
         Fault("the output exists", lambda folder: (folder / "out").mkdir(), EXPORT),

@@ -118,7 +118,7 @@ def _found(given: str) -> Iterator[InputFile]:
             and not any(part.startswith(("_", ".")) for part in PurePosixPath(name).parts)
         ]
         if not paths:
-            raise DataError(f"the folder {given} has no file that ends in {', '.join(KINDS)}")
+            raise DataError(f"the folder {given} has no file that ends in {', '.join(KINDS)}; name another")
     else:
         paths = [each for each in system.glob(path) if system.isfile(each)] if _is_pattern(path) else [path]
         root = str(PurePosixPath(*_before_pattern(path)))

@@ -52,8 +52,8 @@ def split_file(file: InputFile, column: str, new: Sequence[str], rows: int) -> l
             names, parts = _split_jsonl(file, stream, rows)
     if parts and column not in names:
         near = difflib.get_close_matches(column, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise DataError(f"{file.name} has no column {column!r}; {hint}")
+        hint = f"is it {near[0]!r}" if near else f"there are {', '.join(names) or 'none'}"
+        raise DataError(f"{file.name} has no column {column!r}; {hint}; name it with --column")
     taken = next((name for name in names if name in new), None)
     if taken:
         raise DataError(f"{file.name} has a column {taken!r}, which the results need; rename it first")

@@ -15,7 +15,11 @@ DOCUMENT = ROOT / "docs/faults.md"
 
 
 @pytest.mark.slow
-@sizes("groups", short=("Bundles", "Texts and options"), full=("Export", "Training", "Third-party models"))
+@sizes(
+    "groups",
+    short=("Bundles", "Texts and options", "Folders of files, and the server"),
+    full=("Export", "Training", "Third-party models"),
+)
 def test_document_is_what_users_see(groups: tuple[str, ...]) -> None:
     """Every fault is provoked again, except those that this machine cannot produce."""
     from faults import tables

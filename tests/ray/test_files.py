@@ -114,8 +114,8 @@ def test_a_broken_row_keeps_its_place(tmp_path: Path) -> None:
     [
         ("a.parquet", b"no parquet", "a.parquet: cannot be read"),
         ("a.csv", b"text\n\xff\xfe\n", "a.csv: cannot be read: 'utf-8'"),
-        ("a.csv", b"texts,id\na,b\n", "a.csv has no column 'text'; did you mean 'texts'?"),
-        ("a.csv", b"x,id\na,b\n", "a.csv has no column 'text'; there are x, id"),
+        ("a.csv", b"texts,id\na,b\n", "a.csv has no column 'text'; is it 'texts'; name it with --column"),
+        ("a.csv", b"x,id\na,b\n", "a.csv has no column 'text'; there are x, id; name it with --column"),
         ("a.csv", b"text,text\na,b\n", "a.csv has the column 'text' twice; rename one"),
         ("a.csv", b"text,masks\na,b\n", "a.csv has a column 'masks', which the results need; rename it first"),
         ("a.jsonl", b'{"text": "a", "x": 1}\n{"text": "a", "x": "y"}\n', "a key has values of several types"),

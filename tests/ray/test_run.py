@@ -161,7 +161,7 @@ def test_a_broken_file_costs_its_own_rows(folder: Path, filler: MaskFiller, tmp_
     report = run_files([str(folder)], str(out), rows_per_part=20)
     assert len(results(out, "c.jsonl")) == 64
     told = sorted(report.broken)
-    assert told[-1] == "b.csv has no column 'text'; did you mean 'texts'?"
+    assert told[-1] == "b.csv has no column 'text'; is it 'texts'; name it with --column"
     assert told[:-1]
     assert all(line.startswith("a.parquet, rows ") and "cannot be read" in line for line in told[:-1])
     lost = {int(line.split("rows ")[1].split()[0]) - 1 for line in told[:-1]}
