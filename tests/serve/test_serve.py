@@ -78,8 +78,8 @@ def test_many_clients_share_runs(url: str, filler: MaskFiller) -> None:
         assert status == 200
         assert same(found, json.loads(json.dumps(filler.fill(text).to_dict())))
     _, figures, _ = ask(f"{url}/metrics")
-    runs = float(re.search(r"^mlm_batch_texts_count (\S+)", figures, re.M)[1])  # type: ignore[index]
-    texts_of_runs = float(re.search(r"^mlm_batch_texts_sum (\S+)", figures, re.M)[1])  # type: ignore[index]
+    runs = float(re.search(r'^mlm_batch_texts_count{path="/fill"} (\S+)', figures, re.M)[1])  # type: ignore[index]
+    texts_of_runs = float(re.search(r'^mlm_batch_texts_sum{path="/fill"} (\S+)', figures, re.M)[1])  # type: ignore[index]
     assert runs < texts_of_runs
     assert 'mlm_requests_total{path="/fill",status="200"}' in figures
 
