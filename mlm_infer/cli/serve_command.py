@@ -58,7 +58,7 @@ def main(
         raise InputError(f"{host} can be reached from other machines; set {_TOKEN} to a secret that requests must send")
     try:
         from mlm_infer.serve.limits import Limits
-        from mlm_infer.serve.workers import make_server, serve_in_workers
+        from mlm_infer.serve.workers import Server, serve_in_workers
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"mlm-serve needs {error.name}; install it with: pip install 'mlm-infer[serve]'"
@@ -81,16 +81,14 @@ def main(
     ):
 
         def tell() -> None:
-            listener.listen(2048)
             shown, number = listener.getsockname()[:2]
             place = f"[{shown}]" if ":" in shown else shown
             click.echo(f"{filler.info.path.name} answers on http://{place}:{number}", err=True)
 
         if workers == 1:
-            tell()
             # Once what waits is answered, uvicorn raises again the signal that ended it.
             with contextlib.suppress(KeyboardInterrupt):
-                make_server(filler, limits, token).run(sockets=[listener])
+                Server(filler, limits, token, tell).run(sockets=[listener])
         else:
             # Opened here it was found right; each worker has one of its own.
             filler.close()

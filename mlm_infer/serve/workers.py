@@ -28,10 +28,12 @@ from .app import make_app
 from .limits import Limits
 from .metrics import SHARED_FIGURES
 
-__all__ = ["make_server", "serve_in_workers"]
+__all__ = ["Server", "serve_in_workers"]
 
 logger = logging.getLogger(__name__)
 
+_WAITING = 2048
+"""Connections that wait to be accepted."""
 _TRIES = 5
 _START = 1.0
 """A worker that ends before it answers, or within this many seconds after, failed at its start; five such failures in
@@ -40,18 +42,36 @@ _SPARE = 10
 """Seconds for a worker to end, beyond those in which it answers what waits."""
 
 
-def make_server(filler: MaskFiller, limits: Limits, token: str | None) -> uvicorn.Server:
-    """Return the server of one process."""
-    return uvicorn.Server(
-        uvicorn.Config(
+class Server(uvicorn.Server):
+    """The server of one process.
+
+    Args:
+        filler: The model.
+        limits: The limits.
+        token: What `Authorization: Bearer` must hold; None asks for nothing.
+        on_ready: Called once it answers.
+    """
+
+    def __init__(self, filler: MaskFiller, limits: Limits, token: str | None, on_ready: Callable[[], None]) -> None:
+        config = uvicorn.Config(
             make_app(filler, limits, token=token),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=limits.seconds,
             # Longer than proxies keep one (60 s): a connection closed as a request arrives is an error to the client.
             timeout_keep_alive=75,
+            # An event loop accepts as many connections at once, and other workers shall get some of them.
+            backlog=1,
         )
-    )
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell it."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(_WAITING)
+        self._on_ready()
 
 
 @dataclass(slots=True)
@@ -141,7 +161,8 @@ def _receive(worker: _Worker) -> None:
         worker.process.join()
         code = worker.process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        raise MlmInferError(f"worker {worker.number} (process {worker.process.pid}) ended {how}") from None
+        hint = " before it could answer; take fewer --workers if memory is short" if worker.ready is None else ""
+        raise MlmInferError(f"process {worker.process.pid} ended {how}{hint}") from None
     if error is not None:
         raise error
     worker.ready = time.monotonic()
@@ -163,8 +184,8 @@ def _replace_ended(workers: list[_Worker], start: Callable[[int, int], _Worker])
             early = worker.ready is None or time.monotonic() - worker.ready < _START
             failures = worker.failures + 1 if early else 0
             if failures == _TRIES:
-                raise MlmInferError(f"{error}; {_TRIES} in a row failed at their start, so the server ends") from error
-            logger.warning("%s; a new one takes its place", error)
+                raise MlmInferError(f"worker {worker.number} failed {_TRIES} times at its start: {error}") from error
+            logger.warning("worker %d: %s; a new process takes its place", worker.number, error)
             worker.pipe.close()
             worker.process.join()
             mark_process_dead(worker.process.pid)
@@ -206,7 +227,12 @@ def _work(
             pipe.send(error)
         return
     with filler:
-        server = make_server(filler, limits, token)
+
+        def tell() -> None:
+            with suppress(OSError):
+                pipe.send(None)
+
+        server = Server(filler, limits, token, tell)
 
         def end_with_parent() -> None:
             with suppress(EOFError, OSError):
@@ -214,8 +240,6 @@ def _work(
             server.should_exit = True
 
         threading.Thread(target=end_with_parent, daemon=True).start()
-        with suppress(OSError):
-            pipe.send(None)
         server.run(sockets=[listener])
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():

@@ -3,13 +3,10 @@
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import pytest
 from mlm_infer import MaskFiller
 from mlm_infer.options import FillOptions
 from mlm_infer.serve.questions import FillQuestion, InfillQuestion, RankQuestion, ScoreQuestion
-from tests.helpers.serve import ask, same, serving
+from tests.helpers.serve import ask, figure, same, serving, until
 
 TEXT = "The acting was [MASK] and the plot made no [MASK]."
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -36,15 +33,6 @@ def url() -> Iterator[str]:
 def filler() -> MaskFiller:
     """The same model in this process."""
     return MaskFiller()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something to happen."""
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 def test_methods_answer_as_the_library(url: str, filler: MaskFiller) -> None:
@@ -77,11 +65,8 @@ def test_many_clients_share_runs(url: str, filler: MaskFiller) -> None:
     for text, (status, found, _) in zip(texts, answers, strict=True):
         assert status == 200
         assert same(found, json.loads(json.dumps(filler.fill(text).to_dict())))
-    _, figures, _ = ask(f"{url}/metrics")
-    runs = float(re.search(r'^mlm_batch_texts_count{path="/fill"} (\S+)', figures, re.M)[1])  # type: ignore[index]
-    texts_of_runs = float(re.search(r'^mlm_batch_texts_sum{path="/fill"} (\S+)', figures, re.M)[1])  # type: ignore[index]
-    assert runs < texts_of_runs
-    assert 'mlm_requests_total{path="/fill",status="200"}' in figures
+    until(lambda: figure(url, 'mlm_requests_total{path="/fill",status="200"}') >= len(texts))
+    assert figure(url, 'mlm_batch_texts_count{path="/fill"}') < figure(url, 'mlm_batch_texts_sum{path="/fill"}')
 
 
 def test_lines(url: str, filler: MaskFiller) -> None:
@@ -175,50 +160,6 @@ def test_token() -> None:
                 assert "Authorization: Bearer TOKEN" in told["detail"]
         assert ask(f"{url}/health")[0] == ask(f"{url}/")[0] == 200
         assert ask(f"{url}/fill", {"text": "A [MASK]."}, authorization="Bearer secret")[0] == 200
-
-
-def test_more_requests_than_places() -> None:
-    """What is beyond the bound gets 429 at once, and the others their answers."""
-    with serving("--max-requests", "2") as (url, _):
-        slow = {"texts": ["a good film " * 120], "method": "pll_word_l2r"}
-        with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda _: ask(f"{url}/score", slow), range(6)))
-        counts = [status for status, _, _ in answers]
-        assert sorted(set(counts)) == [200, 429]
-        told, headers = next((told, headers) for status, told, headers in answers if status == 429)
-        assert told["detail"] == "2 requests are in progress, as many as this server takes at once; ask again"
-        assert headers["retry-after"] == "1"
-        assert ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200
-
-
-def test_clients_that_are_slow_or_vanish() -> None:
-    """They lose their place after the timeout or at once, and nobody else notices."""
-    with serving("--max-requests", "2", "--timeout", "2") as (url, _):
-        place = ("127.0.0.1", int(url.rpartition(":")[2]))
-        head = b"POST /fill HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"
-        slow = socket.create_connection(place)
-        slow.sendall(head)
-        for _ in range(5):
-            with socket.create_connection(place) as gone:
-                gone.sendall(head)
-        until(lambda: ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200)
-        slow.settimeout(30)
-        assert slow.recv(1000).startswith(b"HTTP/1.1 408")
-        slow.close()
-
-
-def test_shutdown_answers_what_waits() -> None:
-    """SIGTERM: a request in progress gets its answer, and the process ends with 0."""
-    with serving() as (url, server):
-        answers: list[Any] = []
-        slow = {"texts": ["a good film " * 160]}
-        asking = threading.Thread(target=lambda: answers.append(ask(f"{url}/score", slow)))
-        asking.start()
-        until(lambda: "mlm_requests_in_progress 1.0" in ask(f"{url}/metrics")[1])
-        server.send_signal(signal.SIGTERM)
-        asking.join(60)
-        assert answers[0][0] == 200
-        assert server.wait(30) == 0
 
 
 def run(*options: str) -> tuple[int, str]:
