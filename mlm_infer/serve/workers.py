@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -35,9 +36,7 @@ logger = logging.getLogger(__name__)
 _WAITING = 2048
 """Connections that wait to be accepted."""
 _TRIES = 5
-_START = 1.0
-"""A worker that ends before it answers, or within this many seconds after, failed at its start; five such failures in
-a row end the server."""
+"""Workers in a row that end before they answer; then the server ends."""
 _SPARE = 10
 """Seconds for a worker to end, beyond those in which it answers what waits."""
 
@@ -82,8 +81,8 @@ class _Worker:
     process: SpawnProcess
     pipe: Connection
     failures: int
-    """How many before it, in a row, failed at their start."""
-    ready: float | None = None
+    """How many before it, in a row, ended before they answered."""
+    answers: bool = False
 
 
 def serve_in_workers(
@@ -130,6 +129,8 @@ def serve_in_workers(
 
 
 def _start(number: int, failures: int, arguments: tuple[Any, ...]) -> _Worker:
+    # It would be started by the first process, and end the delay of signals.
+    resource_tracker.ensure_running()
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=_work, args=(there, *arguments), name=f"mlm-serve worker {number}", daemon=True
@@ -161,11 +162,11 @@ def _receive(worker: _Worker) -> None:
         worker.process.join()
         code = worker.process.exitcode or 0
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        hint = " before it could answer; take fewer --workers if memory is short" if worker.ready is None else ""
+        hint = " before it could answer; take fewer --workers if memory is short" if not worker.answers else ""
         raise MlmInferError(f"process {worker.process.pid} ended {how}{hint}") from None
     if error is not None:
         raise error
-    worker.ready = time.monotonic()
+    worker.answers = True
 
 
 def _replace_ended(workers: list[_Worker], start: Callable[[int, int], _Worker]) -> None:
@@ -181,8 +182,7 @@ def _replace_ended(workers: list[_Worker], start: Callable[[int, int], _Worker])
         try:
             _receive(worker)
         except MlmInferError as error:
-            early = worker.ready is None or time.monotonic() - worker.ready < _START
-            failures = worker.failures + 1 if early else 0
+            failures = 0 if worker.answers else worker.failures + 1
             if failures == _TRIES:
                 raise MlmInferError(f"worker {worker.number} failed {_TRIES} times at its start: {error}") from error
             logger.warning("worker %d: %s; a new process takes its place", worker.number, error)
@@ -196,7 +196,7 @@ def _end(workers: list[_Worker], seconds: float) -> None:
     """Let all workers answer what waits, and end."""
     for worker in workers:
         worker.pipe.close()
-        if worker.ready is None:
+        if not worker.answers:
             worker.process.terminate()
     end = time.monotonic() + seconds
     try:
