@@ -74,6 +74,8 @@ def test_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
         os.kill(first, signal.SIGKILL)
         until(lambda: not is_alive(first))
         assert ask(f"{url}/fill", QUESTION)[0] == 200
+        # It is counted after the answer was sent.
+        until(lambda: figure(url, FILLED) == 2)
         assert said(server) == (f"WARNING: worker 1: process {first} ended by SIGKILL; a new process takes its place\n")
         until(lambda: len(workers_of(server)) == 2)
         (new,) = set(workers_of(server)) - {second}
