@@ -180,10 +180,14 @@ def test_what_does_not_start(tmp_path: Path) -> None:
         2,
         f"error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose another --port or --host\n",
     )
-    status, told = run(str(tmp_path), "--port", "0")
-    assert status == 1
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    for workers in ("1", "2"):
+        status, told = run(str(tmp_path), "--port", port, "--workers", workers)
+        assert status == 1
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(port))):
+            pass
+    assert run("--workers", "0") == (2, "error: workers is 0; it must be from 1 to 256\n")
     status, told = run("--host", "0.0.0.0", "--port", "0")  # noqa: S104
     assert (status, told.count("\n")) == (2, 1)
     assert "set MLM_SERVE_TOKEN" in told
