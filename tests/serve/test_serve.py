@@ -16,6 +16,7 @@ import pytest
 from mlm_infer import MaskFiller
 from mlm_infer.options import FillOptions
 from mlm_infer.serve.questions import FillQuestion, InfillQuestion, RankQuestion, ScoreQuestion
+from tests.helpers.paths import ROOT
 from tests.helpers.serve import ask, figure, same, serving, until
 
 TEXT = "The acting was [MASK] and the plot made no [MASK]."
@@ -67,6 +68,15 @@ def test_many_clients_share_runs(url: str, filler: MaskFiller) -> None:
         assert same(found, json.loads(json.dumps(filler.fill(text).to_dict())))
     until(lambda: figure(url, 'mlm_requests_total{path="/fill",status="200"}') >= len(texts))
     assert figure(url, 'mlm_batch_texts_count{path="/fill"}') < figure(url, 'mlm_batch_texts_sum{path="/fill"}')
+
+
+def test_figures_are_those_of_the_document(url: str) -> None:
+    """Every figure is in the table, and nothing else is."""
+    table = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    told = re.findall(r"^# TYPE (mlm_\w+)", ask(f"{url}/metrics")[1], re.M)
+    assert sorted(re.findall(r"^\| `(mlm_\w+)` \|", table, re.M)) == sorted(
+        name for name in told if not name.endswith("_created")
+    )
 
 
 def test_lines(url: str, filler: MaskFiller) -> None:
