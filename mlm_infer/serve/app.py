@@ -110,11 +110,15 @@ async def _lines(answers: AsyncIterator[FillResult | InputError]) -> AsyncIterat
 async def _rank(question: RankQuestion, request: Request) -> Response:  # type: ignore[valid-type]
     """Rank words and phrases for the masks of a text."""
     options = _given(question)
-    each = options["candidates"]
-    request.app.state.desk.check(
-        candidates=sum(len(part) if isinstance(part, list) else 1 for part in each), characters=len(options["text"])
+    desk, length = request.app.state.desk, len(options["text"])
+    words = [word for part in options["candidates"] for word in (part if isinstance(part, list) else [part])]
+    desk.check(
+        candidates=len(words),
+        characters=length,
+        answer=sum(length + len(word) for word in words),
+        copies=sum(len(word) * (length + len(word)) for word in words),
     )
-    result = await request.app.state.desk.in_turn("/rank", partial(request.app.state.filler.rank, **options))
+    result = await desk.in_turn("/rank", partial(request.app.state.filler.rank, **options))
     return await _json(result.to_dict)
 
 

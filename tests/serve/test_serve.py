@@ -123,6 +123,18 @@ def test_lines(url: str, filler: MaskFiller) -> None:
         ("fill", {"text": ["A [MASK].", "A."]}, 422, "text 2 of 2 has no mask"),
         ("fill", b'{"text": "' + b"x" * 1_000_000 + b'"}', 413, "the body has more than 1,000,000 bytes"),
         ("rank", {"text": "A [MASK].", "candidates": ["x"] * 10_001}, 422, "the limit of candidates is 10,000 here"),
+        (
+            "rank",
+            {"text": "A [MASK].", "candidates": ["a b " * 240] * 300},
+            422,
+            "the limit of copies is 50,000,000 here, and this needs 279,0",
+        ),
+        (
+            "rank",
+            {"text": "A [MASK]." + "." * 3_000, "candidates": ["a"] * 10_000},
+            422,
+            "the limit of answer is 20,000,000 here, and this needs 30,1",
+        ),
         ("infill", {"text": "A [MASK].", "beam_size": 101}, 422, "the limit of beam is 100 here, and this needs 101"),
         ("score", {"texts": ["x " * 20_000]}, 422, "the limit of characters is 20,000 here, and this needs 40,000"),
         ("nowhere", {"text": "A [MASK]."}, 404, "Not Found"),
