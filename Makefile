@@ -38,9 +38,11 @@ demo-short: $(STAMP)  ## The same with less training (under 2 minutes)
 	python examples/demo.py --short
 
 test: $(STAMP)  ## Run the tests, but for the slow ones (under 8 minutes on 2 cores)
+	bash tools/browser.sh
 	$(PYTEST)
 
 test-all: $(STAMP)  ## Run all of them: every architecture, trainings, kills, the benchmark, the README
+	bash tools/browser.sh
 	$(PYTEST) -m "not gpu_wheel and not soak and not cpus"
 
 test-stack:  ## Run the tests of export, training and the pipeline on transformers 5 (under 10 minutes)

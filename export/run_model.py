@@ -1,11 +1,16 @@
 """Runs a graph from memory with ONNX Runtime."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from mlm_infer.errors import ExportError, first_line
+from mlm_infer.runtime.ort_session import load_onnxruntime
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 __all__ = ["copy_model", "open_model"]
 
@@ -18,9 +23,7 @@ def copy_model(model: ir.Model) -> ir.Model:
     return model.clone()
 
 
-def open_model(
-    model: ir.Model, *, optimize: bool = True, outputs: tuple[str, ...] = ()
-) -> onnxruntime.InferenceSession:
+def open_model(model: ir.Model, *, optimize: bool = True, outputs: tuple[str, ...] = ()) -> "InferenceSession":
     """Open a graph on the CPU without copying its weights.
 
     Args:
@@ -33,6 +36,7 @@ def open_model(
     """
     proto, weights = _without_weights(model)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_BASIC if optimize else levels.ORT_DISABLE_ALL

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -22,12 +22,13 @@ from .runtime.backend import open_backend
 from .runtime.cpu import cpu_kind
 from .runtime.forks import no_forks
 from .runtime.predictor import Predictor
+from .tasks.columns import Column, fill_columns, texts_of
 from .tasks.fill import Choice, OnError, check_top_k, fill_stream, fill_texts
 from .tasks.infill import Order, expand_spans, infill_text
 from .tasks.open_model import OpenModel
 from .tasks.pipeline import answer_as_pipeline
 from .tasks.rank import Others, candidate_lists, rank_candidates
-from .tasks.score import ScoreMethod, score_texts
+from .tasks.score import ScoreMethod, score_texts, whole_texts
 from .tasks.self_test import check_answers
 from .text.encoded_text import EncodedText
 from .text.encoder import LongText, TextEncoder, check_long_text
@@ -121,7 +122,7 @@ class MaskFiller:
         # checkpoint or Hub id the bundle it became.
         plain = isinstance(manifest, ForeignManifest)
         again = None if model is None else place / manifest.models[chosen].file if plain else place
-        self._arguments = (again, device, precision, threads, backend)
+        self._arguments = (again, device, precision, threads, backend, manifest.content(folder))
         if self_test:
             # Only fp32 on a CPU computes nearly the same numbers on every machine; the others get a wider tolerance.
             exact = self.info.precision == "fp32" and "cuda" not in self.info.provider.lower()
@@ -129,7 +130,10 @@ class MaskFiller:
             check_answers(folder, self.info.precision, answers, self._logprobs_of, exact=exact)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path and the options; the receiving process opens the model itself."""
+        """Pickle the path, the options and a hash of the model; the receiving process opens the model itself.
+
+        `datasets` hashes the pickle to find cached answers, and must not take those of another model of the same path.
+        """
         return _reopen, self._arguments
 
     def _logprobs_of(self, text: str, ids: list[int]) -> list[dict[int, float]]:
@@ -225,13 +229,13 @@ class MaskFiller:
 
     def fill_batch(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | Column,
         **options: Unpack[FillKeywords],
     ) -> list[FillResult]:
         """Fill the masks of many texts; texts of similar length share runs of the model.
 
         Args:
-            texts: The texts, as for `fill`.
+            texts: The texts, as for `fill`: a list, or a column of numpy, pandas, polars or pyarrow.
             **options: As for `fill`.
 
         Returns:
@@ -240,10 +244,31 @@ class MaskFiller:
         Raises:
             InputError: A text or an argument is invalid; the message says which.
         """
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
+        rows = texts_of(texts)
+        if rows is None:
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings, or one string to fill")
         choice = Choice.of(self.model, fill_options(options))
-        return fill_texts(self.model, texts, choice)
+        return fill_texts(self.model, rows, choice)
+
+    def map_batch(self, batch: Mapping[str, Any], *, column: str = "text", **options: Unpack[FillKeywords]) -> Any:
+        """Fill the masks of a column of a table: the function for `datasets.Dataset.map(..., batched=True)`.
+
+        A row that cannot be filled gets an error in place of an answer, and the other rows are filled.
+
+        Args:
+            batch: A dictionary of columns (lists, or columns of numpy, pandas, polars or pyarrow), or a pyarrow Table.
+            column: The column of the texts.
+            **options: As for `fill`.
+
+        Returns:
+            Two columns, with a value for each row. `masks` is a list of dictionaries with the fields of `MaskResult`,
+            and `error` a line of text; one of them is None. They have the same Arrow types in every batch, those of the
+            .parquet files of `mlm-fill`. For a Table, it is the table with these columns.
+
+        Raises:
+            InputError: There is no such column, or an argument is invalid.
+        """
+        return fill_columns(self.model, batch, column, Choice.of(self.model, fill_options(options)))
 
     @overload
     def fill_stream(
@@ -380,12 +405,12 @@ class MaskFiller:
         )
 
     def score(
-        self, texts: Sequence[str], *, method: ScoreMethod = "pll", long_text: LongText = "error"
+        self, texts: Sequence[str] | Column, *, method: ScoreMethod = "pll", long_text: LongText = "error"
     ) -> list[ScoreResult]:
         """Score complete texts by their pseudo-log-likelihood: the sum over tokens of log p(token | all others).
 
         Args:
-            texts: Texts without masks.
+            texts: Texts without masks: a list, or a column of numpy, pandas, polars or pyarrow.
             method: `pll` masks one token at a time (Salazar et al. 2020); `pll_word_l2r` also masks the tokens that
                 follow it in its word (Kauf and Ivanova 2023), which does not favour long rare words.
             long_text: `error`, or `window` to predict each token of a long text from the window around it.
@@ -398,11 +423,12 @@ class MaskFiller:
         Raises:
             InputError: A text or an argument is invalid; the message says which.
         """
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
+        rows = texts_of(texts)
+        if rows is None:
             raise InputError(f"texts is a {type(texts).__name__}; give a list of strings")
         check_choice("method", method, get_args(ScoreMethod))
         check_long_text(long_text)
-        return list(score_texts(self.model, texts, method=method, long_text=long_text))
+        return list(score_texts(self.model, whole_texts(self.model, rows, long_text), method=method))
 
     def __call__(self, inputs: str | list[str], *, top_k: int = 5, targets: str | list[str] | None = None) -> list[Any]:
         """Return exactly what `transformers.pipeline("fill-mask")` returns.
@@ -459,6 +485,20 @@ def _info(folder: Path, manifest: Manifest, chosen: str, provider: str) -> Fille
 
 
 def _reopen(
-    model: str | PathLike[str] | None, device: str, precision: str, threads: int | None, backend: str
+    model: str | PathLike[str] | None,
+    device: str,
+    precision: str,
+    threads: int | None,
+    backend: str,
+    content: str | None = None,
 ) -> MaskFiller:
-    return MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
+    """Open a model again; without hashes to compare, as in a plain export, `content` only tells pickles apart.
+
+    Raises:
+        BundleError: The bundle is another one now, and other processes may still answer with the first.
+    """
+    filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
+    manifest, path = filler.model.manifest, filler.info.path
+    if content is not None and manifest.files and manifest.content(path) != content:
+        raise BundleError(f"{path} was replaced since this MaskFiller was pickled; open it again with MaskFiller(...)")
+    return filler

@@ -164,6 +164,10 @@ class Manifest:
             )
         return path
 
+    def content(self, _folder: Path) -> str:
+        """Return a hash of all files of a bundle."""
+        return _hash_text(json.dumps({name: each.sha256 for name, each in self.files.items()}, sort_keys=True))
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedManifest(Manifest):
@@ -188,6 +192,12 @@ class ForeignManifest(Manifest):
     def check_file(self, folder: Path, name: str) -> Path:
         """Return a file's path after checking that it is there and does not lead out of the folder."""
         return confine(folder, name)
+
+    def content(self, folder: Path) -> str:
+        """Return a hash of sizes and times of the model's files, since hashing the files takes time."""
+        names = [TOKENIZER, *(name for model in self.models.values() for name in model.names)]
+        status = [(folder / name).stat() for name in names]
+        return _hash_text(json.dumps([(each.st_size, each.st_mtime_ns) for each in status]))
 
 
 def check_all(folder: Path, manifest: Manifest) -> CheckedManifest:
@@ -252,6 +262,10 @@ def confine(folder: Path, name: str) -> Path:
     if not real.is_relative_to(home) and real.parent not in stores:
         raise BundleError(f"{path} is a link to {real}, outside the bundle; replace the link by a copy of the file")
     return path
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_file(path: Path) -> StoredFile:

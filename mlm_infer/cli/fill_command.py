@@ -34,11 +34,11 @@ __all__ = ["main"]
     "-i",
     "paths",
     multiple=True,
-    type=click.Path(path_type=Path),
-    help="Input file: a column of a .csv, .jsonl or .parquet file, or the lines of any other file.",
+    help="Input file: a column of a .csv, .jsonl or .parquet file, or the lines of any other file. With --engine ray: "
+    "files, folders and quoted patterns.",
 )
 @click.option("--column", default="text", show_default=True, help="Column of the texts in a table.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Output file, .jsonl or .parquet.")
+@click.option("--output", "-o", help="Output file, .jsonl or .parquet. With --engine ray: a folder.")
 @click.option("--resume", is_flag=True, help="Continue an --output that was interrupted.")
 @click.option("--top-k", "-k", default=5, show_default=True, help="Predictions per mask.")
 @click.option(
@@ -56,16 +56,20 @@ __all__ = ["main"]
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnx or torchscript.")
-@click.option("--threads", type=int, help="Threads per run.  [default: all]")
+@click.option("--threads", type=int, help="Threads per run.  [default: all; with --engine ray: 1 per actor]")
+@click.option("--engine", help="ray: bulk work on Ray Data, on this machine or a cluster.")
+@click.option("--address", help="Ray: address of a cluster.  [default: RAY_ADDRESS, or a cluster on this machine]")
+@click.option("--actors", type=int, help="Ray: number of copies of the model.  [default: as many as have room]")
+@click.option("--rows-per-part", default=8192, show_default=True, help="Ray: rows of an input in one output file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per text.")
 @click.version_option(package_name="mlm-infer")
 @command_errors
 def main(
     texts: tuple[str, ...],
     model: str | None,
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     column: str,
-    output: Path | None,
+    output: str | None,
     resume: bool,
     top_k: int,
     targets: tuple[str, ...],
@@ -80,6 +84,10 @@ def main(
     precision: str,
     backend: str,
     threads: int | None,
+    engine: str | None,
+    address: str | None,
+    actors: int | None,
+    rows_per_part: int,
     as_json: bool,
 ) -> None:
     """Fill the masks of TEXTS; a text of - reads lines from standard input.
@@ -88,11 +96,13 @@ def main(
     mlm-fill "This is a great [MASK]."
     cat sentences.txt | mlm-fill - --json
     mlm-fill --input reviews.csv --column body --output filled.jsonl
+    mlm-fill --input 'reviews/*.parquet' --output filled --engine ray
+
+    \f
+    Long because click passes every option by its name; what follows the form feed is not shown.
     """  # noqa: D301
     if not texts and not paths:
         raise InputError('no text; try: mlm-fill "This is a great [MASK]."')
-    from mlm_infer.filler import MaskFiller
-
     options: FillKeywords = {
         "top_k": top_k,
         "targets": _words(targets),
@@ -104,12 +114,41 @@ def main(
         "renormalize": renormalize,
         "long_text": long_text,
     }
+    if engine == "ray":
+        from .ray_command import fill_on_ray
+
+        if texts:
+            raise InputError("--engine ray takes the texts of --input, not arguments")
+        if device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"--device is {device!r}; with --engine ray it is cpu, or cuda for a GPU for each actor")
+        fill_on_ray(
+            paths,
+            output,
+            options,
+            model=model,
+            column=column,
+            precision=precision,
+            backend=backend,
+            threads=1 if threads is None else threads,
+            gpu=device == "cuda",
+            actors=actors,
+            address=address,
+            rows_per_part=rows_per_part,
+            resume=resume,
+        )
+        return
+    if engine is not None:
+        raise InputError(f"--engine is {engine!r}; leave it out, or give ray")
+    if address is not None or actors is not None:
+        raise InputError("--address and --actors belong to --engine ray; add it")
+    from mlm_infer.filler import MaskFiller
+
     filler = MaskFiller(model, device=device, precision=precision, threads=threads, backend=backend)
     # Options are validated by the filler and not by click, so that Python and the command give the same messages.
     if output is not None:
-        _to_file(filler, texts, paths, column, output, resume, options)
+        _to_file(filler, texts, list(map(Path, paths)), column, Path(output), resume, options)
         return
-    _to_stdout(filler, texts, paths, column, options, as_json=as_json)
+    _to_stdout(filler, texts, list(map(Path, paths)), column, options, as_json=as_json)
 
 
 def _to_stdout(

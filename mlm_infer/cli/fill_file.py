@@ -9,6 +9,7 @@ from mlm_infer.errors import InputError
 from mlm_infer.filler import MaskFiller
 from mlm_infer.options import FillKeywords
 from mlm_infer.tasks.chunks import chunked
+from mlm_infer.tasks.columns import answer_schema
 from mlm_infer.text.vocabulary import is_text
 
 from .answers import answer_texts
@@ -170,26 +171,7 @@ def _to_parquet(parquet: Any, part: Path, table: Path) -> None:
     """Convert JSON rows to a parquet file, in batches."""
     import pyarrow
 
-    prediction = pyarrow.struct(
-        [
-            ("token", pyarrow.string()),
-            ("token_id", pyarrow.int64()),
-            ("text", pyarrow.string()),
-            ("starts_word", pyarrow.bool_()),
-            ("score", pyarrow.float64()),
-            ("logprob", pyarrow.float64()),
-            ("sequence", pyarrow.string()),
-        ]
-    )
-    mask = pyarrow.struct(
-        [
-            ("position", pyarrow.int64()),
-            ("span", pyarrow.list_(pyarrow.int64())),
-            ("predictions", pyarrow.list_(prediction)),
-            ("window", pyarrow.list_(pyarrow.int64())),
-        ]
-    )
-    schema = pyarrow.schema([("text", pyarrow.string()), ("masks", pyarrow.list_(mask)), ("error", pyarrow.string())])
+    schema = pyarrow.schema([("text", pyarrow.string()), *answer_schema()])
     with part.open(encoding="utf-8") as rows, parquet.ParquetWriter(table, schema) as writer:
         for lines in chunked(rows, 4096, len):
             batch = [_to_utf8(json.loads(line)) for line in lines]

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import io
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from .ort_binding import BoundRuns
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["Session"]
+__all__ = ["Session", "load_onnxruntime"]
 
 _CUDA_OPTIONS = {
     # fp32 must mean fp32: TF32's rounding is visible in the scores. fp16 is the option for speed.
@@ -32,7 +33,14 @@ _CUDA_OPTIONS = {
 }
 
 
-def _onnxruntime() -> Any:
+def load_onnxruntime() -> Any:
+    """Return the `onnxruntime` module.
+
+    Raises:
+        DependencyError: It is not installed.
+    """
+    # Its official builds send usage data to Microsoft (Privacy.md in the wheel), and read this variable once.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -65,7 +73,7 @@ class Session:
     def __init__(
         self, path: Path, *, kind: str, number: int = 0, threads: int | None = None, serving: bool = True
     ) -> None:
-        onnxruntime = _onnxruntime()
+        onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1
@@ -108,12 +116,12 @@ class Session:
     @staticmethod
     def version() -> str:
         """Return ONNX Runtime's version."""
-        return str(_onnxruntime().__version__)
+        return str(load_onnxruntime().__version__)
 
     @staticmethod
     def why_no_cuda() -> str | None:
         """Return why CUDA is not available; None if ONNX Runtime was built with it."""
-        if "CUDAExecutionProvider" in _onnxruntime().get_available_providers():
+        if "CUDAExecutionProvider" in load_onnxruntime().get_available_providers():
             return None
         installed = {
             each.name.lower() for each in importlib.metadata.distributions() if each.name.startswith("onnxruntime")

@@ -104,12 +104,13 @@ def serve_in_workers(
         on_ready: Called once, when all processes answer.
 
     Raises:
-        MlmInferError: A process cannot open the model, or failed at its start, several times in a row after the first.
+        MlmInferError: A process cannot open the model, or several in a row ended at their start, or there is no place
+            for temporary files.
         KeyboardInterrupt: It came before the server was ready, or a second time.
     """
     # What pickling does, but in a place where a worker can tell an error.
     reopen, arguments = filler.__reduce__()
-    with tempfile.TemporaryDirectory(prefix="mlm-serve-") as figures:
+    with _temporary_folder() as figures:
         os.environ[SHARED_FIGURES] = figures
         workers: list[_Worker] = []
 
@@ -126,6 +127,16 @@ def serve_in_workers(
                     _replace_ended(workers, start)
         finally:
             _end(workers, limits.seconds + _SPARE)
+
+
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="mlm-serve-")
+    except OSError as error:
+        raise MlmInferError(
+            f"workers share their figures in a temporary folder: {error.strerror}; set TMPDIR to a folder that can be "
+            "written to, or take --workers 1"
+        ) from error
 
 
 def _start(number: int, failures: int, arguments: tuple[Any, ...]) -> _Worker:

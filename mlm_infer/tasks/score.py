@@ -1,7 +1,7 @@
 """`score`: pseudo-log-likelihoods of whole texts, each token predicted from the others."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from mlm_infer.text.encoder import LongText
 
 from .open_model import OpenModel
 
-__all__ = ["ScoreMethod", "score_texts"]
+__all__ = ["ScoreMethod", "score_texts", "whole_texts"]
 
 ScoreMethod = Literal["pll", "pll_word_l2r"]
 
@@ -22,28 +22,31 @@ _TOKENS_AT_ONCE = 1 << 17
 """Texts are collected until their masked copies have this many tokens, which bounds memory."""
 
 
-def score_texts(
-    model: OpenModel, texts: Sequence[str], *, method: ScoreMethod, long_text: LongText
-) -> Iterator[ScoreResult]:
-    """Yield the score of each text.
-
-    Args:
-        model: The model.
-        texts: The texts.
-        method: `pll` masks one token at a time (Salazar et al. 2020, https://aclanthology.org/2020.acl-main.240);
-            `pll_word_l2r` also masks the tokens that follow in the same word, so that a long word is not
-            predicted from its own ending (Kauf and Ivanova 2023, https://aclanthology.org/2023.acl-short.80).
-        long_text: `window` predicts each token of a long text from the window around it.
+def whole_texts(model: OpenModel, texts: Sequence[str], long_text: LongText) -> Iterator[WholeText]:
+    """Yield the tokens of each text.
 
     Raises:
         InputError: A text is invalid.
     """
-    encoder, longest, mask_id = model.encoder, model.manifest.max_length, model.manifest.mask_id
+    for row, text in enumerate(texts):
+        yield model.encoder.whole(text, "the text" if len(texts) == 1 else f"text {row} of {len(texts)}", long_text)
+
+
+def score_texts(model: OpenModel, texts: Iterable[WholeText], *, method: ScoreMethod) -> Iterator[ScoreResult]:
+    """Yield the score of each text.
+
+    Args:
+        model: The model.
+        texts: The tokens of the texts.
+        method: `pll` masks one token at a time (Salazar et al. 2020, https://aclanthology.org/2020.acl-main.240);
+            `pll_word_l2r` also masks the tokens that follow in the same word, so that a long word is not
+            predicted from its own ending (Kauf and Ivanova 2023, https://aclanthology.org/2023.acl-short.80).
+    """
+    longest, mask_id = model.manifest.max_length, model.manifest.mask_id
     pending: list[tuple[WholeText, list[int]]] = []
     queries: list[_MaskedToken] = []
     held = 0
-    for row, text in enumerate(texts):
-        whole = encoder.whole(text, "the text" if len(texts) == 1 else f"text {row} of {len(texts)}", long_text)
+    for whole in texts:
         scored = list(range(whole.head, len(whole.ids) - whole.tail))
         pending.append((whole, scored))
         queries += [_masked(whole, place, method, longest, mask_id) for place in scored]

@@ -1,8 +1,11 @@
 """Threads, awaits and processes get the answers that a single caller gets."""
 
 import asyncio
+import hashlib
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from mlm_infer import AsyncMaskFiller, FillResult, InputError, MaskFiller
+from mlm_infer import AsyncMaskFiller, BundleError, FillResult, InputError, MaskFiller
 from mlm_infer.shared.samples import movie_reviews
 from tests.helpers.forks import ANSWERED, FORK
+from tests.helpers.paths import SHIPPED
 from tests.helpers.pipeline import masked_sentences
 
 TEXTS = [f"{' '.join(text.split()[: 4 + row % 20])} [MASK]." for row, text in enumerate(movie_reviews()[:64])]
@@ -106,6 +110,23 @@ def test_a_pickle_is_small_and_opens(filler: MaskFiller) -> None:
     packed = pickle.dumps(filler)
     assert len(packed) < 1000
     assert pickle.loads(packed).fill(TEXTS[0]) == filler.fill(TEXTS[0])  # noqa: S301
+
+
+def test_a_pickle_knows_its_model(tmp_path: Path) -> None:
+    """Fillers of a bundle have the same pickle; another bundle in its place has another, and is not taken for it."""
+    home = tmp_path / "model"
+    shutil.copytree(SHIPPED, home)
+    packed = pickle.dumps(MaskFiller(home, device="cpu"))
+    assert pickle.dumps(MaskFiller(home, device="cpu")) == packed
+    manifest = json.loads((home / "mlm_infer.json").read_text(encoding="utf-8"))
+    with (home / "tokenizer.json").open("a", encoding="utf-8") as tokenizer:
+        tokenizer.write(" ")
+    content = (home / "tokenizer.json").read_bytes()
+    manifest["files"]["tokenizer.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (home / "mlm_infer.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert pickle.dumps(MaskFiller(home, device="cpu")) != packed
+    with pytest.raises(BundleError, match="was replaced since this MaskFiller was pickled; open it again with"):
+        pickle.loads(packed)  # noqa: S301
 
 
 def test_awaits_share_runs(filler: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Plain ONNX exports: run as they are, converted on first use, or rejected."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -77,8 +78,13 @@ def test_every_method_on_a_plain_export(exports: dict[str, Path], bundle: MaskFi
     ]
     for call in calls:
         assert call(plain) == pytest.approx(call(bundle), abs=1e-3)
-    again = pickle.loads(pickle.dumps(plain))  # noqa: S301
-    assert again.fill(LINE) == plain.fill(LINE)
+    packed = pickle.dumps(plain)
+    assert pickle.loads(packed).fill(LINE) == plain.fill(LINE)  # noqa: S301
+    # Another file in its place has another pickle.
+    model = exports["base"] / "model.onnx"
+    changed = model.stat().st_mtime_ns
+    os.utime(model, ns=(changed, changed + 1_000_000))
+    assert pickle.dumps(MaskFiller(exports["base"])) != packed
 
 
 @pytest.mark.parametrize(

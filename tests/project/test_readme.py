@@ -41,9 +41,11 @@ def test_readme_runs(folder: Path) -> None:
     assert all(ran)
 
 
-def test_blocks_of_the_guide_run(tmp_path: Path) -> None:
-    """The Python blocks of the guide, each on its own."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/guide.md").read_text(encoding="utf-8"), re.M | re.S)
+@pytest.mark.parametrize("document", ["guide", "pipelines"])
+def test_blocks_of_documents_run(document: str, tmp_path: Path) -> None:
+    """The Python blocks of a document, each on its own."""
+    text = (ROOT / f"docs/{document}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     assert blocks
     for code in blocks:
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

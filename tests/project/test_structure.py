@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -52,6 +53,14 @@ def test_import_alone_loads_nothing() -> None:
     assert not loaded_by("import mlm_infer") & (HEAVY | {"numpy", "tokenizers", "onnxruntime"})
 
 
+def test_nothing_is_sent_or_left(tmp_path: Path) -> None:
+    """ONNX Runtime, which would keep an identifier in the user's home and send usage data, is told not to."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    code = "from mlm_infer import MaskFiller; MaskFiller()('A [MASK] film.')"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "module",
     ["mlm_infer.cli.fill_command", "mlm_infer.training.cli", "mlm_infer.export.cli", "mlm_infer.benchmarks.cli"],
@@ -73,7 +82,7 @@ ROOMS = (
     ("shared",),
     ("filler",),
     ("async_filler", "inspection"),
-    ("serve",),
+    ("serve", "ray"),
     ("cli",),
 )
 """The modules and folders of the run time from the ground up: each imports from floors below its own, and itself."""
