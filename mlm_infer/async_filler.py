@@ -17,7 +17,7 @@ from .filler import MaskFiller
 from .options import FillKeywords, FillOptions, check_names, fill_options
 from .results import FillResult
 from .runtime.best import Answer
-from .runtime.predictor import TOKEN_BUDGET
+from .runtime.predictor import TOKEN_BUDGET, Watch
 from .tasks.fill import Choice, Wanted, ask_parts, build_result, check_top_k, encode_texts, wanted_ids
 from .text.encoded_text import EncodedText
 
@@ -76,7 +76,8 @@ class AsyncMaskFiller:
         max_characters: Maximum number of characters per text.
         max_predictions: Maximum number of predictions per answer, `top_k` for each mask. It is lower for texts of more
             than 2,000 characters, since each prediction contains the whole text.
-        on_run: Called on the event loop before each run of the model, with its numbers of texts and of tokens.
+        on_run: Called on the event loop with the numbers of texts and of tokens before each run of the model; returns a
+            context manager, which is entered around the run.
 
     Raises:
         InputError: An argument is out of its range.
@@ -91,7 +92,7 @@ class AsyncMaskFiller:
         max_pending: int = 1024,
         max_characters: int = 100_000,
         max_predictions: int = 10_000,
-        on_run: Callable[[int, int], None] | None = None,
+        on_run: Watch | None = None,
     ) -> None:
         wait = _seconds("max_wait_ms", max_wait_ms)
         limits = {
@@ -261,10 +262,10 @@ class AsyncMaskFiller:
             for choice, requests in by_choice.items():
                 parts = [each.parts[len(each.found)] for each in requests]
                 wanted = [each.wanted[len(each.found)] for each in requests if each.wanted is not None] or None
-                if self._on_run is not None:
-                    self._on_run(len(parts), sum(len(part.ids) for part in parts))
+                run = self._on_run or _unwatched
                 try:
-                    answers = await _on(self._model, ask_parts, self.filler.model, parts, wanted, choice)
+                    with run(len(parts), sum(len(part.ids) for part in parts)):
+                        answers = await _on(self._model, ask_parts, self.filler.model, parts, wanted, choice)
                 except Exception as error:  # whatever it is, every caller must get it
                     _fail(requests, error)
                     continue
@@ -300,6 +301,10 @@ class AsyncMaskFiller:
         """End the wait for further requests if those waiting fill a run."""
         if not self._full.is_set() and sum(each.tokens for each in self._waiting) >= self._max_tokens:
             self._full.set()
+
+
+def _unwatched(_texts: int, _tokens: int) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 async def _on(executor: Executor | None, function: Callable[..., _T], *arguments: Any) -> _T:

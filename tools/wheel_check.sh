@@ -20,7 +20,7 @@ for module in torch transformers onnx datasets; do
     ! "$work/venv/bin/python" -c "import $module" 2> /dev/null || { echo "$module is installed"; exit 1; }
 done
 "$work/venv/bin/pip" install -q -c "$root/constraints-optimum.txt" "$wheel[cpu,serve]"
-"$work/venv/bin/mlm-serve" --port 0 2> told &
+"$work/venv/bin/mlm-serve" --port 0 --workers 2 2> told &
 for _ in $(seq 100); do grep -q "answers on" told && break; sleep 0.2; done
 "$work/venv/bin/python" - "$(sed 's/.* //' told)" <<'END'
 import sys, urllib.request

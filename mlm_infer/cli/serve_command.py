@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+import sys
 
 import click
 
@@ -13,6 +14,7 @@ from mlm_infer.shared.command import command_errors
 __all__ = ["main"]
 
 _TOKEN = "MLM_SERVE_TOKEN"  # noqa: S105
+_MOST_WORKERS = 256
 
 
 @click.command()
@@ -21,8 +23,13 @@ _TOKEN = "MLM_SERVE_TOKEN"  # noqa: S105
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8.")
-@click.option("--threads", type=int, help="Threads of the model.  [default: one for each core]")
-@click.option("--max-requests", type=int, help="Requests in progress; further ones get 429.  [default: 256]")
+@click.option("--workers", default=1, show_default=True, help="Processes that answer; each opens the model.")
+@click.option(
+    "--threads", type=int, help="Threads of the model in each worker.  [default: the worker's share of the cores]"
+)
+@click.option(
+    "--max-requests", type=int, help="Requests in progress in each worker; further ones get 429.  [default: 256]"
+)
 @click.option("--max-body", type=int, help="Bytes of a body.  [default: 1000000]")
 @click.option("--max-texts", type=int, help="Texts of a request.  [default: 1000]")
 @click.option("--timeout", type=int, help="Seconds until a request is answered.  [default: 60]")
@@ -34,6 +41,7 @@ def main(
     port: int,
     device: str,
     precision: str,
+    workers: int,
     threads: int | None,
     max_requests: int | None,
     max_body: int | None,
@@ -49,17 +57,21 @@ def main(
     if not token and not _is_local(host):
         raise InputError(f"{host} can be reached from other machines; set {_TOKEN} to a secret that requests must send")
     try:
-        import uvicorn
-
-        from mlm_infer.serve.app import make_app
         from mlm_infer.serve.limits import Limits
+        from mlm_infer.serve.workers import Server, serve_in_workers
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"mlm-serve needs {error.name}; install it with: pip install 'mlm-infer[serve]'"
         ) from error
 
     from mlm_infer import MaskFiller
+    from mlm_infer.checks import whole_number
+    from mlm_infer.runtime.cpu import available_cpus
 
+    # Workers share a socket and delay signals in ways that Windows does not have.
+    whole_number("workers", workers, least=1, most=1 if sys.platform == "win32" else _MOST_WORKERS)
+    if workers > 1 and threads is None:
+        threads = max(1, available_cpus() // workers)
     given = {"requests": max_requests, "body": max_body, "texts": max_texts, "seconds": timeout}
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
     # The address first, which is quicker to fail; connections are accepted once the model is open.
@@ -67,21 +79,20 @@ def main(
         _listen(host, port) as listener,
         MaskFiller(model, device=device, precision=precision, threads=threads) as filler,
     ):
-        config = uvicorn.Config(
-            make_app(filler, limits, token=token),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=limits.seconds,
-            # Longer than proxies keep one (60 s): a connection closed as a request arrives is an error to the client.
-            timeout_keep_alive=75,
-        )
-        listener.listen(2048)
-        shown, number = listener.getsockname()[:2]
-        place = f"[{shown}]" if ":" in shown else shown
-        click.echo(f"{filler.info.path.name} answers on http://{place}:{number}", err=True)
-        # Once what waits is answered, uvicorn raises again the signal that ended it.
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+
+        def tell() -> None:
+            shown, number = listener.getsockname()[:2]
+            place = f"[{shown}]" if ":" in shown else shown
+            click.echo(f"{filler.info.path.name} answers on http://{place}:{number}", err=True)
+
+        if workers == 1:
+            # Once what waits is answered, uvicorn raises again the signal that ended it.
+            with contextlib.suppress(KeyboardInterrupt):
+                Server(filler, limits, token, tell).run(sockets=[listener])
+        else:
+            # Opened here it was found right; each worker has one of its own.
+            filler.close()
+            serve_in_workers(workers, filler, listener, limits, token, tell)
 
 
 def _is_local(host: str) -> bool:

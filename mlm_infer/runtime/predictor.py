@@ -1,6 +1,8 @@
 """Turns token sequences with masks into log-probabilities, in batches of similar length."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ from .backend import Backend
 from .best import Answer
 from .forks import generation, no_forks
 
-__all__ = ["TOKEN_BUDGET", "Predictor", "Query", "Tokens"]
+__all__ = ["TOKEN_BUDGET", "Predictor", "Query", "Tokens", "Watch", "watch"]
 
 TOKEN_BUDGET = 1024
 """Maximum number of tokens in one run of the model, padding included; a longer text runs alone.
@@ -26,6 +28,13 @@ _MOST = 0.01
 """Largest valid log-probability: zero, plus a margin for rounding."""
 
 _EXPORT_AGAIN = "it is broken, or was not made by mlm-export: export it again"
+
+
+Watch = Callable[[int, int], AbstractContextManager[object]]
+"""Called with the numbers of sequences and of tokens, padding not counted; what it returns is entered around a run."""
+
+watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+"""Around each run of any model in this context. It measures the runs, and ends a long search by an exception."""
 
 
 class Tokens(Protocol):
@@ -108,7 +117,10 @@ class Predictor:
 
     def _run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run the model and check its outputs: a graph may come from anybody, and NaN must never reach a caller."""
-        found = self._session().run(outputs, feeds)
+        watched, ids = watch.get(), feeds["input_ids"]
+        # Most callers are not watched, and need no count.
+        with nullcontext() if watched is None else watched(len(ids), int((ids != self._manifest.pad_id).sum())):
+            found = self._session().run(outputs, feeds)
         widths = {"candidate_logprobs": feeds["candidates"].shape[1]}
         for name, values in zip(outputs, found, strict=True):
             shape = (len(feeds["mask_rows"]), widths.get(name, int(feeds["k"][0])))

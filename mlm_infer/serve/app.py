@@ -46,7 +46,7 @@ def make_app(filler: MaskFiller, limits: Limits | None = None, *, token: str | N
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with Desk(filler, limits, metrics.run) as app.state.desk:
+        async with Desk(filler, limits, metrics) as app.state.desk:
             yield
 
     app = FastAPI(
@@ -110,11 +110,15 @@ async def _lines(answers: AsyncIterator[FillResult | InputError]) -> AsyncIterat
 async def _rank(question: RankQuestion, request: Request) -> Response:  # type: ignore[valid-type]
     """Rank words and phrases for the masks of a text."""
     options = _given(question)
-    each = options["candidates"]
-    request.app.state.desk.check(
-        candidates=sum(len(part) if isinstance(part, list) else 1 for part in each), characters=len(options["text"])
+    desk, length = request.app.state.desk, len(options["text"])
+    words = [word for part in options["candidates"] for word in (part if isinstance(part, list) else [part])]
+    desk.check(
+        candidates=len(words),
+        characters=length,
+        answer=sum(length + len(word) for word in words),
+        copies=sum(len(word) * (length + len(word)) for word in words),
     )
-    result = await request.app.state.desk.in_turn(partial(request.app.state.filler.rank, **options))
+    result = await desk.in_turn("/rank", partial(request.app.state.filler.rank, **options))
     return await _json(result.to_dict)
 
 
@@ -123,7 +127,7 @@ async def _infill(question: InfillQuestion, request: Request) -> Response:  # ty
     options = _given(question)
     desk = request.app.state.desk
     desk.check(characters=len(options["text"]), beam=max(options.get("beam_size", 1), options.get("top_k", 1)))
-    found = await desk.in_turn(partial(request.app.state.filler.infill, **options))
+    found = await desk.in_turn("/infill", partial(request.app.state.filler.infill, **options))
     return await _json(lambda: [each.to_dict() for each in found])
 
 
@@ -132,7 +136,7 @@ async def _score(question: ScoreQuestion, request: Request) -> Response:  # type
     options = _given(question)
     desk = request.app.state.desk
     desk.check(texts=len(options["texts"]), characters=sum(map(len, options["texts"])))
-    found = await desk.in_turn(partial(request.app.state.filler.score, **options))
+    found = await desk.in_turn("/score", partial(request.app.state.filler.score, **options))
     return await _json(lambda: [each.to_dict() | {"pseudo_perplexity": each.pseudo_perplexity} for each in found])
 
 
@@ -144,7 +148,7 @@ async def _fill_mask(question: PipelineQuestion, request: Request) -> Response: 
     desk = request.app.state.desk
     desk.check(characters=sum(map(len, texts)))
     desk.check_predictions(texts, question.top_k)  # type: ignore[attr-defined]
-    found = await desk.in_turn(partial(request.app.state.filler, **options))
+    found = await desk.in_turn("/fill-mask", partial(request.app.state.filler, **options))
     return await _json(lambda: found)
 
 

@@ -1,8 +1,11 @@
 """Answers questions: texts to fill share runs of the model, all other questions take turns."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
 from typing import Self, TypeVar, Unpack
 
 from mlm_infer.async_filler import AsyncMaskFiller
@@ -10,8 +13,10 @@ from mlm_infer.errors import InputError, TextError
 from mlm_infer.filler import MaskFiller
 from mlm_infer.options import FillKeywords
 from mlm_infer.results import FillResult
+from mlm_infer.runtime.predictor import watch
 
 from .limits import Limits
+from .metrics import Metrics
 
 __all__ = ["Desk"]
 
@@ -26,17 +31,18 @@ class Desk:
     Args:
         filler: The model.
         limits: The limits.
-        on_run: Called with the numbers of texts and tokens of each run of the model for `fill`.
+        metrics: Counts what waits, and the runs of the model.
     """
 
-    def __init__(self, filler: MaskFiller, limits: Limits, on_run: Callable[[int, int], None]) -> None:
-        self._filler, self._limits = filler, limits
+    def __init__(self, filler: MaskFiller, limits: Limits, metrics: Metrics) -> None:
+        self._filler, self._limits, self._metrics = filler, limits, metrics
+        self._texts = self._texts_in_run = 0
         self._shared = AsyncMaskFiller(
             filler,
             max_pending=max(limits.requests, _AHEAD),
             max_characters=limits.characters,
             max_predictions=limits.predictions,
-            on_run=on_run,
+            on_run=self._run_for_fill,
         )
         # One thread: two searches at once would compete for the same cores.
         self._turns = ThreadPoolExecutor(1, thread_name_prefix="mlm-serve")
@@ -62,10 +68,7 @@ class Desk:
         try:
             for start in range(0, len(texts), _AHEAD):
                 part = texts[start : start + _AHEAD]
-                waiting = [
-                    asyncio.create_task(self._shared.fill(text, timeout=self._limits.seconds, **options))
-                    for text in part
-                ]
+                waiting = [asyncio.create_task(self._fill_one(text, options)) for text in part]
                 for number, task in enumerate(waiting, start + 1):
                     try:
                         yield await task
@@ -77,15 +80,65 @@ class Desk:
             for task in waiting:
                 task.cancel()
 
-    async def in_turn(self, question: Callable[[], _T]) -> _T:
+    async def _fill_one(self, text: str, options: FillKeywords) -> FillResult:
+        self._texts += 1
+        self._note_waiting()
+        try:
+            return await self._shared.fill(text, timeout=self._limits.seconds, **options)
+        finally:
+            self._texts -= 1
+            self._note_waiting()
+
+    @contextmanager
+    def _run_for_fill(self, texts: int, tokens: int) -> Iterator[None]:
+        self._texts_in_run = texts
+        self._note_waiting()
+        try:
+            with self._metrics.run("/fill", texts, tokens):
+                yield
+        finally:
+            self._texts_in_run = 0
+            self._note_waiting()
+
+    def _note_waiting(self) -> None:
+        # Texts that were given up may still be in a run.
+        self._metrics.waiting_texts.set(max(0, self._texts - self._texts_in_run))
+
+    async def in_turn(self, path: str, question: Callable[[], _T]) -> _T:
         """Ask the model on a thread, one question at a time.
+
+        A question that nobody waits for any more, since the time is over or the client has gone, ends before its next
+        run of the model.
+
+        Args:
+            path: Path of the request.
+            question: Asks the model.
 
         Raises:
             TimeoutError: There is no answer in time.
         """
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._limits.seconds):
-            return await loop.run_in_executor(self._turns, question)
+        given_up = threading.Event()
+
+        def watched(texts: int, tokens: int) -> AbstractContextManager[None]:
+            if given_up.is_set():
+                raise CancelledError
+            return self._metrics.run(path, texts, tokens)
+
+        def ask() -> _T:
+            self._metrics.waiting_questions.dec()
+            watch.set(watched)
+            return question()
+
+        self._metrics.waiting_questions.inc()
+        turn = self._turns.submit(copy_context().run, ask)
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                return await asyncio.wrap_future(turn)
+        finally:
+            given_up.set()
+            if turn.cancel():
+                # It never began.
+                self._metrics.waiting_questions.dec()
 
     def check(self, **values: int) -> None:
         """Refuse what is beyond a limit.

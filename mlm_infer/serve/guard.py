@@ -87,15 +87,50 @@ class Guard:
         self._metrics.in_progress.set(self._inside)
         try:
             body = await self._read(receive)
-            replay = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-            async def again() -> Message:
-                return next(replay, None) or await receive()
-
-            await self._app(scope, again, send)
+            await self._answer_while_there(scope, body, receive, send)
         finally:
             self._inside -= 1
             self._metrics.in_progress.set(self._inside)
+
+    async def _answer_while_there(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
+        """Answer a body; end as soon as the client has gone, or takes nothing of the answer until the timeout."""
+        gone, answering = asyncio.Event(), asyncio.current_task()
+
+        def end() -> None:
+            gone.set()
+            if answering is not None:
+                answering.cancel()
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            end()
+
+        replay = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def again() -> Message:
+            message = next(replay, None)
+            if message is None:
+                await gone.wait()
+            return message or {"type": "http.disconnect"}
+
+        async def in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._limits.seconds):
+                    await send(message)
+            except TimeoutError:
+                end()
+                # Until the cancellation arrives.
+                await asyncio.Event().wait()
+
+        watching = asyncio.create_task(watch())
+        try:
+            await self._app(scope, again, in_time)
+        except asyncio.CancelledError:
+            if not gone.is_set():
+                raise
+        finally:
+            watching.cancel()
 
     async def _read(self, receive: Receive) -> bytes:
         """Read a body at once, so that a slow client holds no more than its place."""

@@ -19,6 +19,7 @@ class Limits:
         predictions: Predictions of a request, over all masks of its texts.
         answer: Characters of an answer to `fill`, in which each prediction contains its whole text.
         candidates: Candidates to rank in a request.
+        copies: Characters of the copies of a text that candidates to rank take, one for each character of a candidate.
         beam: Size of a beam, and fillings to return.
         seconds: Time until a request is answered, the reading of its body included.
 
@@ -33,6 +34,7 @@ class Limits:
     predictions: int = 100_000
     answer: int = 20_000_000
     candidates: int = 10_000
+    copies: int = 50_000_000
     beam: int = 100
     seconds: int = 60
 

@@ -13,7 +13,7 @@ import click
 
 from mlm_infer.errors import MlmInferError
 
-__all__ = ["command_errors", "message_of"]
+__all__ = ["command_errors", "log_to_stderr", "message_of"]
 
 P = ParamSpec("P")
 
@@ -26,7 +26,7 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
         _open_closed_streams()
         # SIGTERM cleans up in the same way as Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+        log_to_stderr()
         try:
             function(*args, **kwargs)
         except MlmInferError as error:
@@ -45,6 +45,11 @@ def command_errors(function: Callable[P, None]) -> Callable[P, None]:
             sys.exit(1)
 
     return run
+
+
+def log_to_stderr() -> None:
+    """Write warnings to stderr, each as one line."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
 
 
 def message_of(error: MlmInferError | OSError) -> str:

@@ -28,6 +28,8 @@ _SPAN = re.compile(r"\[MASK:([^\]]*)\]|<mask:([^>]*)>")
 _LONGEST_SPAN = 16
 _MOST_LENGTHS = 64
 """Maximum number of combinations of span lengths, each of which takes a search of its own."""
+_LOGPROBS_AT_ONCE = 1 << 24
+"""Log-probabilities of permitted tokens that are held at a time; a wide beam with many masks would need gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +175,13 @@ def _best(
     if permitted is None:
         return predictor.top(queries, width)
     candidates = [[permitted[position] for position in query.positions] for query in queries]
-    found = predictor.candidates(queries, candidates)
-    return [
-        [best_of(ids, logprobs, width) for ids, logprobs in zip(*pair, strict=True)]
-        for pair in zip(candidates, found, strict=True)
-    ]
+    at_once = max(1, _LOGPROBS_AT_ONCE // sum(map(len, candidates[0])))
+    best: list[list[Answer]] = []
+    for start in range(0, len(queries), at_once):
+        part = candidates[start : start + at_once]
+        found = predictor.candidates(queries[start : start + at_once], part)
+        best += [
+            [best_of(ids, logprobs, width) for ids, logprobs in zip(*pair, strict=True)]
+            for pair in zip(part, found, strict=True)
+        ]
+    return best

@@ -1,4 +1,4 @@
-"""A running `mlm-serve`, and requests to it."""
+"""A running `mlm-serve`, its processes, and requests to it."""
 
 import json
 import math
@@ -6,20 +6,24 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["ask", "same", "serving"]
+__all__ = ["ask", "figure", "same", "serving", "until", "workers_of"]
 
 
 @contextmanager
 def serving(*options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run `mlm-serve` on a free port; yield its address and its process."""
+    """Run `mlm-serve` on a free port, in a group of processes of its own; yield its address and its process."""
     command = [sys.executable, "-m", "mlm_infer.cli.serve_command", "--port", "0", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as server:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | environment, start_new_session=True
+    ) as server:
         try:
             line = server.stderr.readline() if server.stderr else ""
             found = re.search(r"answers on (http://\S+)", line)
@@ -42,6 +46,27 @@ def ask(url: str, question: Any = None, **headers: str) -> tuple[int, Any, dict[
         content, status, told = error.read(), error.code, dict(error.headers)
     kind = {name.lower(): value for name, value in told.items()}.get("content-type", "")
     return status, json.loads(content) if kind.split(";")[0].endswith(("/json", "+json")) else content.decode(), told
+
+
+def figure(url: str, name: str) -> float:
+    """Return a figure of `/metrics` by its name and labels, such as `mlm_tokens_total{path="/fill"}`; 0 without it."""
+    found = re.search(f"^{re.escape(name)} (\\S+)", ask(f"{url}/metrics")[1], re.M)
+    return float(found[1]) if found else 0.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something to happen."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+def workers_of(server: subprocess.Popen[str]) -> list[int]:
+    """Return the processes that a server with several workers has started to answer."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text(encoding="ascii").split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def same(found: Any, expected: Any) -> bool:

@@ -2,13 +2,10 @@
 
 import json
 import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ import pytest
 from mlm_infer import MaskFiller
 from mlm_infer.options import FillOptions
 from mlm_infer.serve.questions import FillQuestion, InfillQuestion, RankQuestion, ScoreQuestion
-from tests.helpers.serve import ask, same, serving
+from tests.helpers.paths import ROOT
+from tests.helpers.serve import ask, figure, same, serving, until
 
 TEXT = "The acting was [MASK] and the plot made no [MASK]."
 
@@ -34,15 +32,6 @@ def url() -> Iterator[str]:
 def filler() -> MaskFiller:
     """The same model in this process."""
     return MaskFiller()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something to happen."""
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 def test_methods_answer_as_the_library(url: str, filler: MaskFiller) -> None:
@@ -75,11 +64,17 @@ def test_many_clients_share_runs(url: str, filler: MaskFiller) -> None:
     for text, (status, found, _) in zip(texts, answers, strict=True):
         assert status == 200
         assert same(found, json.loads(json.dumps(filler.fill(text).to_dict())))
-    _, figures, _ = ask(f"{url}/metrics")
-    runs = float(re.search(r"^mlm_batch_texts_count (\S+)", figures, re.M)[1])  # type: ignore[index]
-    texts_of_runs = float(re.search(r"^mlm_batch_texts_sum (\S+)", figures, re.M)[1])  # type: ignore[index]
-    assert runs < texts_of_runs
-    assert 'mlm_requests_total{path="/fill",status="200"}' in figures
+    until(lambda: figure(url, 'mlm_requests_total{path="/fill",status="200"}') >= len(texts))
+    assert figure(url, 'mlm_batch_texts_count{path="/fill"}') < figure(url, 'mlm_batch_texts_sum{path="/fill"}')
+
+
+def test_figures_are_those_of_the_document(url: str) -> None:
+    """Every figure is in the table, and nothing else is."""
+    table = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    told = re.findall(r"^# TYPE (mlm_\w+)", ask(f"{url}/metrics")[1], re.M)
+    assert sorted(re.findall(r"^\| `(mlm_\w+)` \|", table, re.M)) == sorted(
+        name for name in told if not name.endswith("_created")
+    )
 
 
 def test_lines(url: str, filler: MaskFiller) -> None:
@@ -126,6 +121,18 @@ def test_lines(url: str, filler: MaskFiller) -> None:
         ("fill", {"text": ["A [MASK].", "A."]}, 422, "text 2 of 2 has no mask"),
         ("fill", b'{"text": "' + b"x" * 1_000_000 + b'"}', 413, "the body has more than 1,000,000 bytes"),
         ("rank", {"text": "A [MASK].", "candidates": ["x"] * 10_001}, 422, "the limit of candidates is 10,000 here"),
+        (
+            "rank",
+            {"text": "A [MASK].", "candidates": ["a b " * 240] * 300},
+            422,
+            "the limit of copies is 50,000,000 here, and this needs 279,0",
+        ),
+        (
+            "rank",
+            {"text": "A [MASK]." + "." * 3_000, "candidates": ["a"] * 10_000},
+            422,
+            "the limit of answer is 20,000,000 here, and this needs 30,1",
+        ),
         ("infill", {"text": "A [MASK].", "beam_size": 101}, 422, "the limit of beam is 100 here, and this needs 101"),
         ("score", {"texts": ["x " * 20_000]}, 422, "the limit of characters is 20,000 here, and this needs 40,000"),
         ("nowhere", {"text": "A [MASK]."}, 404, "Not Found"),
@@ -175,50 +182,6 @@ def test_token() -> None:
         assert ask(f"{url}/fill", {"text": "A [MASK]."}, authorization="Bearer secret")[0] == 200
 
 
-def test_more_requests_than_places() -> None:
-    """What is beyond the bound gets 429 at once, and the others their answers."""
-    with serving("--max-requests", "2") as (url, _):
-        slow = {"texts": ["a good film " * 120], "method": "pll_word_l2r"}
-        with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda _: ask(f"{url}/score", slow), range(6)))
-        counts = [status for status, _, _ in answers]
-        assert sorted(set(counts)) == [200, 429]
-        told, headers = next((told, headers) for status, told, headers in answers if status == 429)
-        assert told["detail"] == "2 requests are in progress, as many as this server takes at once; ask again"
-        assert headers["retry-after"] == "1"
-        assert ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200
-
-
-def test_clients_that_are_slow_or_vanish() -> None:
-    """They lose their place after the timeout or at once, and nobody else notices."""
-    with serving("--max-requests", "2", "--timeout", "2") as (url, _):
-        place = ("127.0.0.1", int(url.rpartition(":")[2]))
-        head = b"POST /fill HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"
-        slow = socket.create_connection(place)
-        slow.sendall(head)
-        for _ in range(5):
-            with socket.create_connection(place) as gone:
-                gone.sendall(head)
-        until(lambda: ask(f"{url}/fill", {"text": "A [MASK]."})[0] == 200)
-        slow.settimeout(30)
-        assert slow.recv(1000).startswith(b"HTTP/1.1 408")
-        slow.close()
-
-
-def test_shutdown_answers_what_waits() -> None:
-    """SIGTERM: a request in progress gets its answer, and the process ends with 0."""
-    with serving() as (url, server):
-        answers: list[Any] = []
-        slow = {"texts": ["a good film " * 160]}
-        asking = threading.Thread(target=lambda: answers.append(ask(f"{url}/score", slow)))
-        asking.start()
-        until(lambda: "mlm_requests_in_progress 1.0" in ask(f"{url}/metrics")[1])
-        server.send_signal(signal.SIGTERM)
-        asking.join(60)
-        assert answers[0][0] == 200
-        assert server.wait(30) == 0
-
-
 def run(*options: str) -> tuple[int, str]:
     """Return exit status and stderr of a command that does not come to serve."""
     command = [sys.executable, "-m", "mlm_infer.cli.serve_command", *options]
@@ -237,10 +200,14 @@ def test_what_does_not_start(tmp_path: Path) -> None:
         2,
         f"error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose another --port or --host\n",
     )
-    status, told = run(str(tmp_path), "--port", "0")
-    assert status == 1
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    for workers in ("1", "2"):
+        status, told = run(str(tmp_path), "--port", port, "--workers", workers)
+        assert status == 1
+        assert told.startswith("error: ")
+        assert told.count("\n") == 1
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(port))):
+            pass
+    assert run("--workers", "0") == (2, "error: workers is 0; it must be from 1 to 256\n")
     status, told = run("--host", "0.0.0.0", "--port", "0")  # noqa: S104
     assert (status, told.count("\n")) == (2, 1)
     assert "set MLM_SERVE_TOKEN" in told

@@ -1,6 +1,8 @@
 """Unusual option values: numpy numbers, objects without a repr, patterns, extreme sizes."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from mlm_infer import InputError, MaskFiller, TextError
 from mlm_infer.results import FillResult
+from mlm_infer.tasks import infill
 
 LARGE = pytest.param(10**5000, id="huge")
 """A number that Python refuses to write out, and so does pytest."""
@@ -180,3 +183,41 @@ def test_methods_without_windows_offer_none(shipped: MaskFiller) -> None:
             ask()
     with pytest.raises(InputError, match=r"shorten it, or take long_text='window' \(--long-text window\): "):
         shipped.fill(text)
+
+
+_WIDE = """
+from contextlib import nullcontext
+from pathlib import Path
+from mlm_infer import MaskFiller
+from mlm_infer.runtime.predictor import watch
+runs = 0
+def stop(texts, tokens):
+    global runs
+    runs += 1
+    if runs > 30:
+        raise StopAsyncIteration
+    return nullcontext()
+filler = MaskFiller()
+watch.set(stop)
+try:
+    filler.infill("[MASK] " * 200, beam_size=100, words_only=True)
+except StopAsyncIteration:
+    print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+"""
+
+
+def test_a_wide_beam_of_permitted_words_in_little_memory() -> None:
+    """The second step, of 100 texts with 199 masks and 20,000 words each, took 1.6 GB for the log-probabilities."""
+    done = subprocess.run([sys.executable, "-c", _WIDE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1_200_000
+
+
+def test_a_wide_beam_is_the_same_in_parts(shipped: MaskFiller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the log-probabilities of all texts of the beam had been held at once."""
+    options: dict[str, Any] = {"beam_size": 20, "top_k": 20, "words_only": True}
+    text = "The [MASK] was [MASK] and the [MASK] too."
+    expected = shipped.infill(text, **options)
+    monkeypatch.setattr(infill, "_LOGPROBS_AT_ONCE", 1)
+    found = shipped.infill(text, **options)
+    np.testing.assert_allclose([each.score for each in found], [each.score for each in expected], rtol=1e-3)
+    assert found[0].tokens == expected[0].tokens
