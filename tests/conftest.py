@@ -1,6 +1,7 @@
 """Models for the tests: a real small checkpoint, and tiny ones of every architecture, built in code."""
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import pytest
 from mlm_infer import MaskFiller
 from tests.helpers.paths import ROOT
 
+# A shell's background job ignores Ctrl-C, and so would the processes to which tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Any word that names no folder may be a model of the Hub; helpers/hub_server.py stands in for it where it is wanted.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Nothing that an earlier version computed, and nothing left in the user's cache; read when `datasets` is imported.

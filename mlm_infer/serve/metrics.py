@@ -1,9 +1,10 @@
 """Figures of a running server, as Prometheus reads them."""
 
 import os
+import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -16,6 +17,8 @@ SHARED_FIGURES = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+_TRIES = 100
 
 
 class Metrics:
@@ -55,10 +58,15 @@ class Metrics:
 
     def page(self) -> tuple[bytes, str]:
         """Return the figures of all processes that share them, and the type of the text."""
-        registry = self._registry
-        if SHARED_FIGURES in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)
+        if SHARED_FIGURES not in os.environ:
+            return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        for _ in range(_TRIES):
+            # A process that has just begun has files without content for a moment.
+            with suppress(struct.error):
+                return generate_latest(registry), CONTENT_TYPE_LATEST
+            time.sleep(0.01)
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

@@ -4,16 +4,21 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from mlm_infer import MaskFiller
 from mlm_infer.locate.find import shipped_model
+from mlm_infer.serve.metrics import SHARED_FIGURES, Metrics
 from tests.helpers.serve import ask, figure, same, serving, until, workers_of
 
 QUESTION = {"text": "A [MASK] film."}
@@ -141,3 +146,16 @@ def test_worker_that_fails_again_and_again_ends_the_server(tmp_path: Path) -> No
     assert all("worker 1: " in line and "tokenizer.json" in line for line in lines[1:5])
     assert lines[5].startswith("error: worker 1 failed 5 times at its start: ")
     assert "tokenizer.json" in lines[5]
+
+
+def test_figures_of_a_process_that_has_just_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are empty for a moment, which is no error."""
+    monkeypatch.setenv(SHARED_FIGURES, str(tmp_path))
+    empty = tmp_path / "counter_1.db"
+    empty.touch()
+    with pytest.raises(struct.error):
+        list(MultiProcessCollector(CollectorRegistry(), str(tmp_path)).collect())
+    timer = threading.Timer(0.1, empty.unlink)
+    timer.start()
+    assert Metrics().page()[0] == b""
+    timer.join()
