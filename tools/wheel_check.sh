@@ -14,6 +14,8 @@ wheel=$(echo "$work"/dist/*.whl)
 cd "$work"
 ! "$work/venv/bin/mlm-serve" 2> told || { echo "mlm-serve runs without [serve]"; exit 1; }
 grep -q "install it with: pip install 'mlm-infer\[serve\]'" told || { cat told; exit 1; }
+! "$work/venv/bin/mlm-fill" --engine ray --input . --output out 2> told || { echo "mlm-fill --engine ray runs without [ray]"; exit 1; }
+grep -q "install it with: pip install 'mlm-infer\[ray\]'" told || { cat told; exit 1; }
 PATH="$work/venv/bin:$PATH" mlm-fill "This is a great [MASK]." --top-k 3
 "$work/venv/bin/python" -c "from mlm_infer import MaskFiller; MaskFiller()('A [MASK] film.')"
 for module in torch transformers onnx datasets; do
