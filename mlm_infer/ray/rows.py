@@ -67,14 +67,18 @@ def _split_csv(file: InputFile, stream: Any, rows: int) -> tuple[list[str], list
     if twice is not None:
         raise DataError(f"{file.name} has the column {twice!r} twice; rename one")
     row_type = pyarrow.struct([(name, pyarrow.string()) for name in fields])
-    return list(fields), _parts(file, [offset for _, offset in read], rows, fields, row_type)
+    starts = _Starts(rows)
+    for _, offset in read:
+        starts.add(offset)
+    return list(fields), starts.parts(file, fields, row_type)
 
 
 def _split_jsonl(file: InputFile, stream: Any, rows: int) -> tuple[list[str], list[Part]]:
     schema = pyarrow.schema([])
-    offsets: list[int] = []
+    starts = _Starts(rows)
     for lines in chunked(_jsonl_rows(stream), _TOGETHER, lambda pair: len(pair[0])):
-        offsets += [offset for _, offset in lines]
+        for _, offset in lines:
+            starts.add(offset)
         objects = [row for row in (_object(line)[0] for line, _ in lines) if row is not None]
         try:
             found = pyarrow.schema(list(pyarrow.array(objects or [{}]).type))
@@ -84,14 +88,29 @@ def _split_jsonl(file: InputFile, stream: Any, rows: int) -> tuple[list[str], li
             raise DataError(
                 f"{file.name}: a key has values of several types ({first_line(error)}); write it with one"
             ) from error
-    return schema.names, _parts(file, offsets, rows, (), pyarrow.struct(list(schema)))
+    return schema.names, starts.parts(file, (), pyarrow.struct(list(schema)))
 
 
-def _parts(file: InputFile, offsets: list[int], rows: int, fields: tuple[str, ...], row_type: Any) -> list[Part]:
-    count = len(offsets)
-    return [
-        Part(file, start, min(rows, count - start), offsets[start], fields, row_type) for start in range(0, count, rows)
-    ]
+class _Starts:
+    """Counts rows, and keeps where each part begins: a file may have billions of rows."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._count = rows, 0
+        self._offsets: list[int] = []
+
+    def add(self, offset: int) -> None:
+        """Count a row that begins here."""
+        if self._count % self._rows == 0:
+            self._offsets.append(offset)
+        self._count += 1
+
+    def parts(self, file: InputFile, fields: tuple[str, ...], row_type: Any) -> list[Part]:
+        """Return the parts of the file."""
+        starts = range(0, self._count, self._rows)
+        return [
+            Part(file, start, min(self._rows, self._count - start), offset, fields, row_type)
+            for start, offset in zip(starts, self._offsets, strict=True)
+        ]
 
 
 def _csv_rows(stream: Any) -> Iterator[tuple[list[str], int]]:
