@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
+from mlm_infer.bundle.interface import FORMATS, PRECISIONS
 from mlm_infer.errors import InputError
 from mlm_infer.runtime.cpu import CpuKind
 from mlm_infer.shared.command import command_errors
@@ -38,7 +38,7 @@ __all__ = ["main"]
     "--format",
     "formats",
     multiple=True,
-    type=click.Choice(BACKENDS),
+    type=click.Choice(FORMATS),
     default=["onnx"],
     show_default=True,
     help="torchscript is for programs with torch but without ONNX Runtime: fp32 only, deprecated by PyTorch; can be "

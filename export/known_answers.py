@@ -40,11 +40,13 @@ def known_answers(bundle: Path, manifest: Manifest) -> dict[str, tuple[KnownAnsw
     found = {}
     for name in manifest.models:
 
-        def opened(name: str = name) -> Backend:
+        def open_again(name: str = name) -> Backend:
             backend, precision = ("torchscript", "auto") if name == TORCHSCRIPT else ("onnx", name)
-            return open_backend(manifest, bundle, backend=backend, device="cpu", precision=precision, threads=None)[1]
+            return open_backend(
+                manifest, bundle, backend=backend, device="cpu", precision=precision, threads=None
+            ).session
 
-        found[name] = _answers(OpenModel(encoder, Predictor(opened(), opened, manifest, bundle), manifest))
+        found[name] = _answers(OpenModel(encoder, Predictor(open_again(), open_again, manifest, bundle), manifest))
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlm_infer.bundle.interface import BACKENDS, PRECISIONS
+from mlm_infer.bundle.interface import FORMATS, PRECISIONS
 from mlm_infer.errors import InputError
 
 from .budget import Budget
@@ -35,7 +35,7 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         _check_choice("precisions", self.precisions, PRECISIONS)
-        _check_choice("formats", self.formats, BACKENDS)
+        _check_choice("formats", self.formats, FORMATS)
         if self.exporter not in (None, *EXPORTERS):
             known = ", ".join(map(repr, EXPORTERS))
             raise InputError(f"exporter is {self.exporter!r}; it must be None or one of {known}")

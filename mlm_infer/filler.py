@@ -18,7 +18,7 @@ from .errors import BundleError, InputError
 from .locate.find import locate, shipped_model
 from .options import FillKeywords, FillOptions, fill_options
 from .results import FillerInfo, FillResult, Infilling, RankResult, ScoreResult
-from .runtime.backend import open_backend
+from .runtime.backend import Opened, open_backend
 from .runtime.cpu import cpu_kind
 from .runtime.forks import no_forks
 from .runtime.predictor import Predictor
@@ -55,10 +55,12 @@ class MaskFiller:
             With the extra [export] installed, plain exports and checkpoints are converted to bundles on first use
             and cached in `MLM_INFER_CACHE`, by default `mlm-infer` in the user's cache folder.
         device: `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` (the fastest one in the bundle for the device), `fp32`, `fp16` or `int8`.
+        precision: `auto` (the fastest one in the bundle for the device), `fp32`, `fp16` or `int8`; with OpenVINO also
+            `bf16`, computed from fp32 on processors that have it.
         threads: Threads per run; None uses all processors available to this process. For TorchScript this sets the
             thread count of the whole process, and None leaves it unchanged.
-        backend: `auto`, `onnx` or `torchscript`. A TorchScript file is code that runs when it is opened.
+        backend: `auto` (ONNX Runtime), `onnx`, `openvino` or `torchscript`. A TorchScript file is code that runs when
+            it is opened.
         self_test: Replay the known answers of the bundle, to check that this machine reproduces the answers recorded
             at the export.
         revision: Branch, tag or commit on the Hub.
@@ -107,26 +109,26 @@ class MaskFiller:
         )
         # A fork while a session is being created would leave the child a half-initialized library.
         with no_forks():
-            chosen, session = open_here(folder)
+            opened = open_here(folder)
         # Absolute: a forked process may have changed its working folder when it opens the model again.
         place = folder.absolute()
-        predictor = Predictor(session, lambda: open_here(place)[1], manifest, folder)
+        predictor = Predictor(opened.session, lambda: open_here(place).session, manifest, folder)
         # Fail now rather than in the first request if the graph does not match its manifest.
         try:
             predictor.check(encoder.encode([manifest.mask_token])[0])
         except InputError as error:
             raise BundleError(f"{folder}: its tokenizer does not read its own mask: {error}") from error
         self.model = OpenModel(encoder, predictor, manifest)
-        self.info = _info(folder, manifest, chosen, session.provider)
+        self.info = _info(folder, manifest, opened)
         # Unpickling opens the same model: for a plain export the file that was selected, not its folder, and for a
         # checkpoint or Hub id the bundle it became.
         plain = isinstance(manifest, ForeignManifest)
-        again = None if model is None else place / manifest.models[chosen].file if plain else place
+        again = None if model is None else place / manifest.models[opened.name].file if plain else place
         self._arguments = (again, device, precision, threads, backend, manifest.content(folder))
         if self_test:
             # Only fp32 on a CPU computes nearly the same numbers on every machine; the others get a wider tolerance.
             exact = self.info.precision == "fp32" and "cuda" not in self.info.provider.lower()
-            answers = manifest.known_answers.get(chosen, ())
+            answers = manifest.known_answers.get(opened.name, ())
             check_answers(folder, self.info.precision, answers, self._logprobs_of, exact=exact)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -467,16 +469,15 @@ def open_named(folder: Path, name: str, *, threads: int | None = None, self_test
     return MaskFiller(folder, device="cpu", backend="onnx", precision=name, threads=threads, self_test=self_test)
 
 
-def _info(folder: Path, manifest: Manifest, chosen: str, provider: str) -> FillerInfo:
-    """Describe an open model; `chosen` is a precision, or TorchScript, which is always fp32."""
-    torchscript = chosen == TORCHSCRIPT
+def _info(folder: Path, manifest: Manifest, opened: Opened) -> FillerInfo:
+    """Describe an open model."""
     return FillerInfo(
         path=folder,
         source=str(manifest.source.get("model", "")),
         architecture=manifest.architecture,
-        backend="torchscript" if torchscript else "onnx",
-        precision="fp32" if torchscript else chosen,
-        provider=provider,
+        backend=opened.backend,
+        precision=opened.precision,
+        provider=opened.session.provider,
         mask_token=manifest.mask_token,
         max_length=manifest.max_length,
         vocab_size=manifest.vocab_size,

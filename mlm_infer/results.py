@@ -184,9 +184,9 @@ class FillerInfo:
         path: The bundle.
         source: The checkpoint that was exported.
         architecture: Its `model_type`.
-        backend: `onnx` or `torchscript`.
-        precision: `fp32`, `fp16` or `int8`.
-        provider: ONNX Runtime's execution provider, or TorchScript and its device.
+        backend: `onnx`, `openvino` or `torchscript`.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
+        provider: ONNX Runtime's execution provider, or OpenVINO or TorchScript and the device.
         mask_token: The model's own mask token; `[MASK]` and `<mask>` are accepted as well.
         max_length: Maximum number of tokens in a text.
         vocab_size: Size of the vocabulary.

@@ -20,7 +20,7 @@ Every model, on either backend, computes its outputs at given mask positions ins
 Integers are int64, everything else is float32. If the backend allows it, outputs that are not fetched are not computed.
 """
 
-__all__ = ["BACKENDS", "ENCODER_INPUTS", "HOST_INPUTS", "OUTPUTS", "PRECISIONS"]
+__all__ = ["BACKENDS", "ENCODER_INPUTS", "FORMATS", "HOST_INPUTS", "OUTPUTS", "PRECISIONS"]
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -32,5 +32,9 @@ OUTPUTS = ("top_ids", "top_logprobs", "candidate_logprobs", "logits", "log_norma
 PRECISIONS = ("fp32", "fp16", "int8")
 """Precisions of ONNX models; a TorchScript model is fp32."""
 
-BACKENDS = ("onnx", "torchscript")
-"""The backends: ONNX Runtime, the default, and torch, which is used on request only."""
+FORMATS = ("onnx", "torchscript")
+"""Formats of models in a bundle."""
+
+BACKENDS = ("onnx", "openvino", "torchscript")
+"""The backends: ONNX Runtime, the default; OpenVINO, which runs the same models; and torch. The latter two are used on
+request only."""

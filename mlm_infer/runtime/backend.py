@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -17,7 +17,7 @@ from mlm_infer.errors import DeviceError, InputError
 from .cpu import cpu_kind, multiplies_bytes
 from .plain_export import EveryPosition
 
-__all__ = ["Backend", "BackendType", "backend_type", "open_backend"]
+__all__ = ["Backend", "BackendType", "Opened", "backend_type", "open_backend"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,13 @@ class Backend(Protocol):
 
 
 class BackendType(Protocol):
-    """Opens the models of one backend."""
+    """Opens the models of one backend.
+
+    Attributes:
+        package: The package that runs them.
+    """
+
+    package: str
 
     def __call__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> Backend:
         """Open a model file on the device `kind` (`cpu` or `cuda`) `number`.
@@ -69,13 +75,33 @@ class BackendType(Protocol):
         ...
 
 
+class Opened(NamedTuple):
+    """A model of a bundle that runs.
+
+    Attributes:
+        name: Its name in the manifest.
+        backend: The backend that runs it.
+        precision: The precision in which it multiplies.
+        session: The open backend.
+    """
+
+    name: str
+    backend: str
+    precision: str
+    session: Backend
+
+
 def backend_type(name: str) -> BackendType:
     """Return the opener of a backend."""
-    # Imported here: neither backend may need the package of the other.
+    # Imported here: no backend may need the package of another.
     if name == "torchscript":
         from .torchscript import TorchScript
 
         return TorchScript
+    if name.startswith("openvino"):
+        from .openvino import OpenVino, OpenVinoBf16
+
+        return OpenVino if name == "openvino" else OpenVinoBf16
     from .ort_session import Session
 
     return Session
@@ -83,7 +109,7 @@ def backend_type(name: str) -> BackendType:
 
 def open_backend(
     manifest: Manifest, folder: Path, *, backend: str, device: str, precision: str, threads: int | None
-) -> tuple[str, Backend]:
+) -> Opened:
     """Select a model of a bundle, check its files and open it.
 
     Args:
@@ -91,11 +117,8 @@ def open_backend(
         folder: The bundle.
         backend: `auto` (ONNX Runtime) or one of `BACKENDS`. A TorchScript file is code and is never selected by `auto`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` or one that the bundle contains.
+        precision: `auto`, one that the bundle contains, or with OpenVINO `bf16`, for which it needs fp32.
         threads: Threads per run, or None.
-
-    Returns:
-        The model's name in the manifest, and the open backend.
 
     Raises:
         InputError: An argument is invalid, or the bundle lacks the requested model.
@@ -106,6 +129,9 @@ def open_backend(
     kind, number = _parse_device(device)
     name = _choose_backend(manifest, backend, folder)
     opener: BackendType = EveryPosition if isinstance(manifest, ForeignManifest) else backend_type(name)
+    rounded = name == "openvino" and precision == "bf16"
+    if rounded:
+        opener, precision = backend_type("openvino-bf16"), "fp32"
     why_not = None if kind == "cpu" else opener.why_no_cuda()
     if kind == "cuda" and why_not:
         raise DeviceError(f"device is {device!r}, but {why_not}")
@@ -120,11 +146,12 @@ def open_backend(
     # Only `auto` has two choices. CUDA may be installed and still fail to start, so its error selects the next choice.
     for kind, chosen in choices[:-1]:
         try:
-            return chosen, _open(manifest, folder, opener, chosen, kind, number, threads)
+            return Opened(chosen, name, chosen, _open(manifest, folder, opener, chosen, kind, number, threads))
         except DeviceError as error:
             logger.warning("%s; filling masks on the CPU", error)
     kind, chosen = choices[-1]
-    return chosen, _open(manifest, folder, opener, chosen, kind, number, threads)
+    computed = "bf16" if rounded else "fp32" if chosen == TORCHSCRIPT else chosen
+    return Opened(chosen, name, computed, _open(manifest, folder, opener, chosen, kind, number, threads))
 
 
 def _open(
@@ -148,13 +175,12 @@ def _open(
             files.cpu,
             cpu_kind(),
         )
-    package = "torch" if chosen == TORCHSCRIPT else "onnxruntime"
-    made_with, here = manifest.created_with.get(package, ""), opener.version()
+    made_with, here = manifest.created_with.get(opener.package, ""), opener.version()
     if _version(made_with) > _version(here):
         logger.warning(
             "%s was made with %s %s and runs on the older %s: upgrade it, or check the answers with self_test=True",
             folder,
-            package,
+            opener.package,
             made_with,
             here,
         )
@@ -178,7 +204,7 @@ def _parse_device(device: str) -> tuple[str, int]:
 
 def _choose_backend(manifest: Manifest, backend: str, folder: Path) -> str:
     if backend not in ("auto", *BACKENDS):
-        raise InputError(f"backend is {backend!r}; it must be 'auto', {' or '.join(map(repr, BACKENDS))}")
+        raise InputError(f"backend is {backend!r}; it must be 'auto', 'onnx', 'openvino' or 'torchscript'")
     held = {"torchscript" if name == TORCHSCRIPT else "onnx" for name in manifest.models}
     if backend == "auto":
         if "onnx" not in held:
@@ -187,6 +213,13 @@ def _choose_backend(manifest: Manifest, backend: str, folder: Path) -> str:
                 "who made it, take backend='torchscript' (--backend torchscript)"
             )
         return "onnx"
+    if backend == "openvino" and "onnx" in held:
+        if isinstance(manifest, ForeignManifest):
+            raise InputError(
+                f"the openvino backend runs bundles, and {folder} is a plain ONNX export; write a bundle with: "
+                "mlm-export MODEL OUT"
+            )
+        return backend
     if backend not in held:
         raise InputError(
             f"backend is {backend!r}, but {folder} holds no such model; write one with: "
@@ -202,6 +235,8 @@ def _choose_model(manifest: Manifest, backend: str, precision: str, kind: str, f
             raise InputError(f"precision is {precision!r}, but TorchScript models are fp32; take 'auto'")
         return TORCHSCRIPT
     held = [name for name in manifest.models if name != TORCHSCRIPT]
+    if precision == "bf16":
+        raise InputError("precision is 'bf16', which only OpenVINO computes; take backend='openvino' too")
     if precision not in ("auto", *held):
         raise InputError(
             f"precision is {precision!r}, but {folder} holds {', '.join(held)}; export it again, or take 'auto'"

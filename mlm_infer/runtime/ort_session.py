@@ -70,6 +70,8 @@ class Session:
         BundleError: ONNX Runtime cannot load the file.
     """
 
+    package = "onnxruntime"
+
     def __init__(
         self, path: Path, *, kind: str, number: int = 0, threads: int | None = None, serving: bool = True
     ) -> None:

@@ -64,6 +64,8 @@ class EveryPosition:
         DependencyError, DeviceError, BundleError: As for `Session`.
     """
 
+    package = "onnxruntime"
+
     def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
         self._session = Session(path, kind=kind, number=number, threads=threads, serving=False)
         self._path = path

@@ -44,6 +44,8 @@ class TorchScript:
         BundleError: torch cannot load the file.
     """
 
+    package = "torch"
+
     def __init__(self, path: Path, *, kind: str, number: int = 0, threads: int | None = None) -> None:
         torch = _torch()
         if kind == "cuda" and number >= torch.cuda.device_count():

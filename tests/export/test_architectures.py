@@ -15,6 +15,7 @@ from tests.helpers.architectures import ARCHITECTURES, EXPORTED, IS_5, UNFUSED, 
 from tests.helpers.int8 import LEAST_AGREEMENT, agreement, products
 from tests.helpers.pipeline import assert_same, masked_sentences
 from tests.helpers.reference import Reference
+from tests.helpers.serve import same
 
 MIXES_PADDING = {"convbert", "fnet", "mobilebert", "nystromformer"} | (set() if IS_5 else {"esm"})
 """Convolutions, Fourier transforms, MobileBERT's next token, and the share of masks that ESM takes over the padding in
@@ -124,6 +125,16 @@ def test_answers_are_the_pipelines(
     for result, single in zip(int8.fill_batch(texts), map(int8.fill, texts), strict=True):
         for mask, other in zip(result.masks, single.masks, strict=True):
             assert mask.predictions[0].score == pytest.approx(other.predictions[0].score, abs=5e-3)
+
+
+@EACH
+def test_openvino_answers_alike(name: str, bundles: dict[str, Path]) -> None:
+    """The same fp32 model on the other backend."""
+    ours = MaskFiller(bundles[name], device="cpu", precision="fp32")
+    other = MaskFiller(bundles[name], backend="openvino", precision="fp32")
+    texts = texts_for(ours, name)
+    wanted = [each.to_dict() for each in ours.fill_batch(texts)]
+    assert same([each.to_dict() for each in other.fill_batch(texts)], wanted)
 
 
 @EACH
