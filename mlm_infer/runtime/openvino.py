@@ -1,5 +1,6 @@
 """The OpenVINO backend: the ONNX models of a bundle, run by OpenVINO instead of ONNX Runtime."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -17,12 +18,18 @@ __all__ = ["OpenVino", "OpenVinoBf16"]
 
 
 def _openvino() -> Any:
+    # Its import sends usage data, unless this package, which is optional, is not there.
+    modules: dict[str, Any] = sys.modules
+    absent = modules.setdefault("openvino_telemetry", None) is None
     try:
         import openvino
     except ImportError as error:
         raise DependencyError(
             "the openvino backend needs OpenVINO; install it with: pip install 'mlm-infer[openvino]'"
         ) from error
+    finally:
+        if absent:
+            modules.pop("openvino_telemetry", None)
     return openvino
 
 
@@ -66,7 +73,9 @@ class OpenVino:
         try:
             self._model = core.compile_model(core.read_model(path), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError, and its bindings others
-            raise BundleError(f"OpenVINO {openvino.__version__} cannot load {path}: {_reason(error)}") from error
+            raise BundleError(
+                f"OpenVINO {openvino.__version__} cannot load {path}: {_reason(error)}; take backend='onnx'"
+            ) from error
         self._path = path
         self._idle: SimpleQueue[Any] = SimpleQueue()
         self.provider: str = "OpenVINO CPU"

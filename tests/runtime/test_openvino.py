@@ -1,6 +1,7 @@
 """The OpenVINO backend: the answers of ONNX Runtime, threads, processes, and wrong use."""
 
 import operator
+import os
 import pickle
 import subprocess
 import sys
@@ -125,6 +126,16 @@ def test_wrong_use(arguments: dict[str, Any], kind: type[Exception], message: st
     """One line each."""
     with pytest.raises(kind, match=message):
         MaskFiller(**arguments)
+
+
+def test_nothing_is_sent_or_left(tmp_path: Path) -> None:
+    """The import of OpenVINO would keep an identifier in the user's home and send an event; here it does not."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    code = (
+        "from mlm_infer import MaskFiller; MaskFiller(backend='openvino')('A [MASK] film.'); import openvino_telemetry"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_openvino() -> None:
