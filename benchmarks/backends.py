@@ -25,7 +25,7 @@ _WAYS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", 
 @click.option("--sentences", default=200, show_default=True, help="Review sentences in bulk.")
 @command_errors
 def main(bundle: Path, threads: int, rounds: int, sentences: int) -> None:
-    """Print times of single texts and of bulk, and the share of masks whose first answer is that of ONNX Runtime's fp32.
+    """Print times of single texts and of bulk, and the share of masks with the first answer of ONNX Runtime's fp32.
 
     Brackets give the speed over ONNX Runtime's int8, as the median of the ratios of runs that followed one another.
     """

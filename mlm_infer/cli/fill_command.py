@@ -54,9 +54,7 @@ __all__ = ["main"]
     "--long-text", default="error", show_default=True, help="error, or window: predict from a window around the mask."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--precision", default="auto", show_default=True, help="auto, fp32, fp16 or int8; with OpenVINO also bf16."
-)
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, fp16, int8; OpenVINO: bf16.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnx, openvino or torchscript.")
 @click.option("--threads", type=int, help="Threads per run.  [default: all; with --engine ray: 1 per actor]")
 @click.option("--engine", help="ray: bulk work on Ray Data, on this machine or a cluster.")
