@@ -70,7 +70,7 @@ def _rows(results: Mapping[str, Any], kind: str, shape: str, path: Path) -> Iter
         times.append(f"{engine['bulk']['texts_per_second']:.0f}/s")
         yield [
             f"{shape}, {name.split()[1].rstrip(',')}",
-            kind if kind == own else f"{own} restricted to {kind}",
+            f"{results['cpu']}, {kind if kind == own else f'{own} restricted to {kind}'}",
             *(f"{time} ({ratio})" for time, ratio in zip(times, fastest, strict=True)),
             f"{engine['peak_memory_mb']:.0f} MB",
             f"[{results['date']}]({path.with_suffix('.md').relative_to(ROOT)})",
