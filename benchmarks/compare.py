@@ -113,7 +113,8 @@ class Comparison:
         except EngineError as error:
             if is_ours(worker.name) or worker.name == worker.base:
                 raise
-            self.left_out[worker.name] = str(error)
+            # Without the name of the engine, under which it is kept.
+            self.left_out[worker.name] = str(error).removeprefix(f"{worker.name} ")
             return False
         self.engines[worker.name] = {
             "instruction_set": worker.instruction_set,

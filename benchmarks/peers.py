@@ -179,7 +179,7 @@ def _measure_speed(setup: _Setup, shape: str, peak: float) -> "tuple[Comparison,
     from .compare import Comparison
     from .prepare import prepare
     from .texts import many_texts, single_texts
-    from .workers import Worker, groups_that_fit
+    from .workers import Worker, free_mb, groups_that_fit
 
     _say(f"{shape}: making models")
     made = prepare(shape, setup.work, setup.engines, setup.device)
@@ -189,7 +189,7 @@ def _measure_speed(setup: _Setup, shape: str, peak: float) -> "tuple[Comparison,
         latency = {length: single_texts(filler, length, 200) for length in fitting}
         bulk = many_texts(filler)
         comparison = Comparison(setup.limits, _say, left_out=dict(made.left_out))
-        for group in groups_that_fit(setup.machines, list(made.pythons), made.weights_mb):
+        for group in groups_that_fit(setup.machines, list(made.pythons), made.weights_mb, free_mb()):
             with Worker.start_all(made.pythons, made.paths, setup.threads, group) as workers:
                 comparison.measure(workers, latency, bulk)
         found = comparison.engines.get("mlm-infer int8")
@@ -212,14 +212,14 @@ def _measure_quality(setup: _Setup, trained: str) -> dict[str, Any]:
     from .compare import compare_quality
     from .prepare import prepare
     from .texts import many_texts
-    from .workers import Worker, groups_that_fit
+    from .workers import Worker, free_mb, groups_that_fit
 
     _say(f"quality on {trained}: making models")
     made = prepare(trained, setup.work, setup.engines, setup.device)
     with MaskFiller(made.paths["bundle"]) as filler:
         unseen = many_texts(filler, "validation")[:500]
     found: dict[str, Any] = {}
-    for group in groups_that_fit(setup.machines, list(made.pythons), made.weights_mb):
+    for group in groups_that_fit(setup.machines, list(made.pythons), made.weights_mb, free_mb()):
         with Worker.start_all(made.pythons, made.paths, setup.threads, group) as workers:
             found |= compare_quality(workers, unseen)
     return found

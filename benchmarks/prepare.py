@@ -104,7 +104,7 @@ def prepare(model: str, work: Path, engines: list[str], device: str) -> Prepared
             pythons |= dict.fromkeys(peers, openvino_python(work))
         if peers and not small.exists():
             why = _convert(pythons[peers[0]], code, [paths["checkpoint"], plain, small])
-            left_out |= dict.fromkeys(peers, why) if why else {}
+            left_out |= dict.fromkeys(peers, f"its tools cannot convert this model: {why}") if why else {}
     texts = {name: str(path) for name, path in paths.items()} | {"device": device}
     return Prepared(texts, {name: python for name, python in pythons.items() if name not in left_out}, left_out)
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from mlm_infer.errors import MlmInferError
 
-__all__ = ["PIPELINE", "EngineError", "Group", "Machine", "Worker", "groups_that_fit", "is_ours"]
+__all__ = ["PIPELINE", "EngineError", "Group", "Machine", "Worker", "free_mb", "groups_that_fit", "is_ours"]
 
 PIPELINE = "transformers pipeline"
 _WORKER = Path(__file__).with_name("worker.py")
@@ -63,21 +63,25 @@ def is_ours(name: str) -> bool:
     return name.startswith("mlm-infer")
 
 
-def groups_that_fit(machines: Sequence[Machine], engines: Sequence[str], weights_mb: float) -> list[Group]:
+def free_mb() -> float:
+    """Return the memory in MB that processes can still take."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def groups_that_fit(
+    machines: Sequence[Machine], engines: Sequence[str], weights_mb: float, memory_mb: float
+) -> list[Group]:
     """Divide engines into groups that fit into the memory at once, one or more for each machine.
 
     Args:
         machines: The instruction sets.
         engines: Names of engines, the pipeline among them.
         weights_mb: Size of the model's fp32 weights in MB.
+        memory_mb: The memory in MB that they may take.
     """
-    free_mb = next(
-        int(line.split()[1]) / 1024
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        if line.startswith("MemAvailable")
-    )
     # One of them is the pipeline, to which the others are compared.
-    size = max(1, int(free_mb / (_MEGABYTES + _TIMES_WEIGHTS * weights_mb)) - 1)
+    size = max(1, int(memory_mb / (_MEGABYTES + _TIMES_WEIGHTS * weights_mb)) - 1)
     groups = []
     for machine in machines:
         # OpenVINO detects the instruction set itself and cannot be restricted.
