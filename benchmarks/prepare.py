@@ -6,6 +6,8 @@ import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlm_infer.errors import ExportError
+
 from .shapes import SHAPES, make_checkpoint
 
 __all__ = ["OPENVINO", "Prepared", "prepare"]
@@ -94,7 +96,9 @@ def prepare(model: str, work: Path, engines: list[str], device: str) -> Prepared
         formats = ["--format", "onnx", "--format", "torchscript"]
         precisions = ["--precision", "fp32", "--precision", "int8" if device == "cpu" else "fp16"]
         command = [sys.executable, "-m", "mlm_infer.export", str(paths["checkpoint"]), str(paths["bundle"]), "--force"]
-        subprocess.run([*command, *formats, *precisions, *budget], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        command += [*formats, *precisions, *budget]
+        if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:  # noqa: S603
+            raise ExportError(f"{model} cannot be measured: mlm-export fails, and the line above says why")
     pythons = {engine: Path(sys.executable) for engine in engines}
     left_out: dict[str, str] = {}
     for prefix, code in (("optimum", _QUANTIZE), ("OpenVINO", _OPENVINO)):
