@@ -100,7 +100,8 @@ class Comparison:
         for name, found in best.items():
             pairs = zip(found, best[self.engines[name]["base"]], strict=True)
             self.engines[name]["same_best_token"] = statistics.fmean(mine == theirs for mine, theirs in pairs)
-        batch = self._call_sizes(workers, bulk[: _MOST // 8])
+        # Few texts suffice to find the best size, and of a large model more would take as long as the rounds in bulk.
+        batch = self._call_sizes(workers, bulk[: max(CALL_SIZES)])
         load = OtherLoad()
         self._bulk(workers, bulk, batch)
         self._check("bulk", load)
