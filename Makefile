@@ -66,7 +66,7 @@ lint: $(STAMP)  ## Check style and types
 	ruff format --check .
 	python tools/type_check.py
 
-bench: $(STAMP)  ## Measure against the transformers pipeline and other engines (an hour: a model is trained first)
+bench: $(STAMP)  ## Measure against the transformers pipeline and other engines (hours, on a machine that does nothing else)
 	python tools/trained_model.py .work/trained
 	python -m mlm_infer.benchmarks.peers --trained .work/trained
 

@@ -13,7 +13,7 @@ from mlm_infer.runtime.cpu import cpu_kind, cpu_name
 from mlm_infer.shared.command import command_errors
 from mlm_infer.shared.tables import format_table
 
-from .compare import bulk_texts, texts_of_length
+from .texts import many_texts, single_texts
 
 _WAYS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
 
@@ -38,12 +38,11 @@ def main(bundle: Path, threads: int, rounds: int, sentences: int) -> None:
         else:
             fillers[f"{filler.info.provider.removesuffix('ExecutionProvider')} {precision}"] = filler
     first = next(iter(fillers.values()))
-    mask = first.info.mask_token
-    texts = bulk_texts(mask, sentences, "validation")
+    texts = many_texts(first, "validation")[:sentences]
     answers = {name: _answers(filler, texts) for name, filler in fillers.items()}
     columns: list[dict[str, str]] = []
     for length in (25, 128):
-        (text,) = texts_of_length(first.count_tokens, mask, length, 1)
+        (text,) = single_texts(first, length, 1)
         columns.append(_times(fillers, [text], rounds))
     columns.append(_times(fillers, texts, max(3, rounds // 3)))
     exact = next(iter(answers.values()))

@@ -14,7 +14,7 @@ from mlm_infer.runtime.cpu import cpu_kind, cpu_name
 from mlm_infer.shared.command import command_errors
 from mlm_infer.shared.tables import format_table
 
-from .compare import bulk_texts
+from .texts import bulk_texts
 
 _COMMAND = [sys.executable, "-c", "from mlm_infer.cli.fill_command import main; main()"]
 

@@ -40,16 +40,12 @@ def main(
     from mlm_infer.filler import open_named
     from mlm_infer.runtime.cpu import available_cpus, cpu_name
 
-    from .compare import bulk_texts, texts_of_length
+    from .texts import many_texts, single_texts
 
     with MaskFiller(model, threads=threads) as first:
         folder = first.info.path
-        texts = {
-            length: texts_of_length(first.count_tokens, first.info.mask_token, length, singles)
-            for length in _LENGTHS
-            if length <= first.info.max_length
-        }
-        bulk = bulk_texts(first.info.mask_token, _BULK)
+        texts = {length: single_texts(first, length, singles) for length in _LENGTHS if length <= first.info.max_length}
+        bulk = many_texts(first)[:_BULK]
     engines: dict[str, Fill] = {}
     figures: dict[str, dict[str, float]] = {}
     for name in read_manifest(folder).models:

@@ -1,252 +1,200 @@
 """Compares engines text by text in alternation, so that disturbances of the machine affect all of them alike."""
 
-import json
 import math
-import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle
+from typing import Any
 
-from mlm_infer.shared.samples import movie_reviews
+from .busy import OtherLoad, refuse_busy
+from .ratios import repeat_until_narrow
+from .workers import EngineError, Worker, is_ours
 
-__all__ = [
-    "PIPELINE",
-    "Machine",
-    "Worker",
-    "bulk_texts",
-    "compare_quality",
-    "compare_shape",
-    "machine_peak",
-    "texts_of_length",
-]
+__all__ = ["Comparison", "Limits", "compare_quality", "machine_peak", "paired_ratios"]
 
-PIPELINE = "transformers pipeline"
 CALL_SIZES = (1, 8, 32)
 """Texts per call, or per batch of the pipeline."""
-_WORKER = Path(__file__).with_name("worker.py")
-# A thread pool may keep spinning after a call; it must be asleep before another engine is timed.
-_REST_SECONDS = 0.02
+_LEAST_ROUNDS = 6
+"""Rounds in bulk: fewer ratios have no interval."""
+_ROUND_SECONDS, _FEWEST, _MOST = 10, 32, 500
+"""A round in bulk has as many texts as the pipeline answers in this time, within these limits."""
+
+Engines = dict[str, dict[str, Any]]
+"""The figures of each engine."""
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """An instruction set to run engines on.
+class Limits:
+    """How much is measured.
 
     Attributes:
-        suffix: Suffix of the names of engines that run on it.
-        instruction_set: Its name.
-        environment: Environment variables that restrict engines to it.
+        singles: Fewest single texts of each length.
+        sentences: Texts of a round in bulk; None for as many as the pipeline answers in ten seconds.
+        minutes: Longest time for the single texts of a length, and for the rounds in bulk.
+        even_if_busy: Whether a busy machine is accepted.
     """
 
-    suffix: str
-    instruction_set: str
-    environment: Mapping[str, str]
+    singles: int
+    sentences: int | None
+    minutes: float
+    even_if_busy: bool
+
+
+def paired_ratios(engine: Mapping[str, Any], base: Mapping[str, Any], length: str | None) -> list[float]:
+    """Return how many times as fast an engine was as another one, for each pair of times.
+
+    Args:
+        engine: Figures of the engine.
+        base: Figures of an engine that was measured in turns with it.
+        length: Length of single texts, or None for the rounds in bulk.
+    """
+    if length is None:
+        ours, theirs = engine["bulk"]["rounds_seconds"], base["bulk"]["rounds_seconds"]
+    else:
+        ours, theirs = engine["latency_ms"][length]["each"], base["latency_ms"][length]["each"]
+    return [slow / quick for quick, slow in zip(ours, theirs, strict=True)]
 
 
 @dataclass(slots=True)
-class Worker:
-    """An engine in its own process.
+class Comparison:
+    """Measures a model with the engines of one group after the other.
 
     Attributes:
-        name: Its name in the results.
-        instruction_set: Its instruction set.
-        base: Name of the pipeline on the same instruction set.
-        process: The process.
-    """
-
-    name: str
-    instruction_set: str
-    base: str
-    process: subprocess.Popen[str]
-
-    @classmethod
-    def start(
-        cls, engine: str, python: Path, paths: Mapping[str, str], threads: int, machine: "Machine | None" = None
-    ) -> "Worker":
-        """Start an engine, which loads its model on the first request."""
-        machine = machine or Machine("", "", {})
-        command = [str(python), str(_WORKER), engine, str(threads), json.dumps(dict(paths))]
-        environment = (
-            os.environ
-            | {
-                "HF_HUB_OFFLINE": "1",
-                "TOKENIZERS_PARALLELISM": "true",
-                "OMP_NUM_THREADS": str(threads),
-            }
-            | dict(machine.environment)
-        )
-        process = subprocess.Popen(  # noqa: S603
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        return cls(engine + machine.suffix, machine.instruction_set, PIPELINE + machine.suffix, process)
-
-    @classmethod
-    @contextmanager
-    def start_all(
-        cls, pythons: Mapping[str, Path], paths: Mapping[str, str], threads: int, machines: Sequence["Machine"] = ()
-    ) -> Iterator[list["Worker"]]:
-        """Start every engine on every machine, and stop them all at the end."""
-        workers = [
-            cls.start(engine, python, paths, threads, machine)
-            for machine in machines or (None,)
-            for engine, python in pythons.items()
-            # OpenVINO detects the instruction set itself and cannot be restricted.
-            if machine is None or not machine.environment or not engine.startswith("OpenVINO")
-        ]
-        try:
-            yield workers
-        finally:
-            for worker in workers:
-                worker.stop()
-
-    def ask(self, texts: Sequence[str], batch: int = 1, *, warm_up: int = 0) -> dict[str, Any]:
-        """Have the engine fill texts with one mask each, after untimed warm-up runs, and return its answer."""
-        if self.process.stdin is None or self.process.stdout is None:
-            raise RuntimeError("the worker has no pipes")
-        self.process.stdin.write(json.dumps({"texts": list(texts), "batch": batch, "warm_up": warm_up}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the engine {self.name!r} died; run benchmarks/worker.py by hand to see why")
-        time.sleep(_REST_SECONDS)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def stop(self) -> None:
-        """Stop the process."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
-
-
-def bulk_texts(mask: str, count: int, split: Literal["train", "validation"] = "train") -> list[str]:
-    """Return review sentences of a split, with the middle word masked."""
-    texts = []
-    for sentence in movie_reviews(split)[:count]:
-        words = sentence.split()
-        words[len(words) // 2] = mask
-        texts.append(" ".join(words))
-    return texts
-
-
-def texts_of_length(count_tokens: Callable[[str], int], mask: str, length: int, count: int) -> list[str]:
-    """Return texts of exactly `length` tokens, special tokens included, cut consecutively from the reviews."""
-    words = [word for sentence in movie_reviews("validation") for word in sentence.split()]
-    texts: list[str] = []
-    start = 0
-    while len(texts) < count and start + length < len(words):
-        # A word is one or more tokens, so words are added until the text has the length. If a word jumps over it, the
-        # text is dropped and the next one starts behind it.
-        taken = length // 2
-        text = ""
-        while taken <= length:
-            chosen = words[start : start + taken]
-            chosen[taken // 2] = mask
-            text = " ".join(chosen)
-            if count_tokens(text) >= length:
-                break
-            taken += 1
-        if count_tokens(text) == length:
-            texts.append(text)
-        start += taken
-    return texts
-
-
-def compare_shape(
-    workers: Sequence[Worker],
-    latency: Mapping[int, Sequence[str]],
-    bulk: Sequence[str],
-    on_step: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
-    """Measure engines on single texts of given lengths and on many texts.
-
-    Args:
-        workers: The engines, ours among them.
-        latency: Texts by their number of tokens.
-        bulk: Many texts.
+        limits: How much is measured.
         on_step: Called with a line of text at the start of each step.
-
-    Returns:
-        For each engine: latency in milliseconds (p50, p95) by length, throughput in texts per second, seconds to load
-        and answer the first text, peak memory and size of the imported packages in MB, and the top-1 agreement with
-        the pipeline.
+        engines: For each engine: latency in milliseconds (p50, p95) by length, throughput in texts per second, seconds
+            to load and answer the first text, peak memory and size of the imported packages in MB, and the top-1
+            agreement with the pipeline.
+        others: Largest share of the processors' time that other processes took, by what was measured.
+        left_out: Engines that cannot run this model, and why.
     """
-    results: dict[str, dict[str, Any]] = {
-        worker.name: {"instruction_set": worker.instruction_set, "base": worker.base, "latency_ms": {}}
-        for worker in workers
-    }
-    for worker in workers:
-        on_step(f"loading {worker.name}")
-        answer = worker.ask([bulk[0]])
-        results[worker.name]["load_and_first_seconds"] = answer["load_and_first"]
-        results[worker.name]["installed_mb"] = answer["installed_mb"]
-    best: dict[str, list[int]] = {name: [] for name in results}
-    for length, texts in latency.items():
-        on_step(f"{len(texts)} texts of {length} tokens, in turns")
-        times: dict[str, list[float]] = {name: [] for name in results}
-        for text in texts:
+
+    limits: Limits
+    on_step: Callable[[str], None]
+    engines: Engines = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def measure(self, workers: Sequence[Worker], latency: Mapping[int, Sequence[str]], bulk: Sequence[str]) -> None:
+        """Measure the engines of a group on single texts of given lengths and on many texts.
+
+        Args:
+            workers: The engines, the pipeline among them.
+            latency: Texts by their number of tokens.
+            bulk: Many texts.
+
+        Raises:
+            EngineError: The pipeline or this package cannot run the model.
+            BusyError: Other processes were busy.
+        """
+        workers = [worker for worker in workers if self._load(worker, bulk[0])]
+        best: dict[str, list[int]] = {worker.name: [] for worker in workers}
+        for length, texts in latency.items():
+            self.on_step(f"single texts of {length} tokens, in turns")
+            load = OtherLoad()
+            self._single_texts(workers, str(length), texts, best)
+            self._check(f"single texts of {length} tokens", load)
+        for name, found in best.items():
+            pairs = zip(found, best[self.engines[name]["base"]], strict=True)
+            self.engines[name]["same_best_token"] = statistics.fmean(mine == theirs for mine, theirs in pairs)
+        # Few texts suffice to find the best size, and of a large model more would take as long as the rounds in bulk.
+        batch = self._call_sizes(workers, bulk[: max(CALL_SIZES)])
+        load = OtherLoad()
+        self._bulk(workers, bulk, batch)
+        self._check("bulk", load)
+
+    def _load(self, worker: Worker, text: str) -> bool:
+        """Have an engine load its model; return whether it can."""
+        self.on_step(f"loading {worker.name}")
+        try:
+            answer = worker.ask([text])
+        except EngineError as error:
+            if is_ours(worker.name) or worker.name == worker.base:
+                raise
+            # Without the name of the engine, under which it is kept.
+            self.left_out[worker.name] = str(error).removeprefix(f"{worker.name} ")
+            return False
+        self.engines[worker.name] = {
+            "instruction_set": worker.instruction_set,
+            "base": worker.base,
+            "latency_ms": {},
+            "load_and_first_seconds": answer["load_and_first"],
+            "installed_mb": answer["installed_mb"],
+        }
+        return True
+
+    def _check(self, what: str, load: OtherLoad) -> None:
+        share = load.share()
+        self.others[what] = max(share, self.others.get(what, 0.0))
+        refuse_busy(share, allowed=self.limits.even_if_busy, what=what)
+
+    def _ratios(self, workers: Sequence[Worker], length: str | None) -> Iterator[list[float]]:
+        """Yield the ratios that must become narrow: those of every engine against the pipeline."""
+        for worker in workers:
+            yield paired_ratios(self.engines[worker.name], self.engines[worker.base], length)
+
+    def _single_texts(
+        self, workers: Sequence[Worker], length: str, texts: Sequence[str], best: dict[str, list[int]]
+    ) -> None:
+        times: dict[str, list[float]] = {worker.name: [] for worker in workers}
+        for name, found in times.items():
+            self.engines[name]["latency_ms"][length] = {"each": found}
+
+        def turn(text: str) -> None:
             # Engines in turns for every text, instead of one after the other for all: a disturbance hits all engines.
             for worker in workers:
                 # The previous engine has filled the caches with its own weights: each turn starts with an untimed run.
                 answer = worker.ask([text], warm_up=1)
-                times[worker.name].append(answer["seconds"] * 1e3)
+                times[worker.name].append(round(answer["seconds"] * 1e3, 3))
                 best[worker.name].append(answer["ids"][0][0])
+
+        turns = (partial(turn, text) for text in cycle(texts))
+        ratios = partial(self._ratios, workers, length)
+        repeat_until_narrow(turns, ratios, self.limits.singles, self.limits.minutes * 60)
         for name, found in times.items():
-            result = results[name]
-            result["latency_ms"][str(length)] = {
-                "p50": statistics.median(found),
-                "p95": statistics.quantiles(found, n=20)[18],
-                "each": [round(value, 3) for value in found],
-            }
-    for name, result in results.items():
-        pairs = zip(best[name], best[result["base"]], strict=True)
-        result["same_best_token"] = statistics.fmean(mine == theirs for mine, theirs in pairs)
-    _bulk(workers, bulk, results, on_step)
-    return results
+            figures = {"p50": statistics.median(found), "p95": statistics.quantiles(found, n=20)[18], "each": found}
+            self.engines[name]["latency_ms"][length] = figures
 
-
-def _bulk(
-    workers: Sequence[Worker], bulk: Sequence[str], results: dict[str, dict[str, Any]], on_step: Callable[[str], None]
-) -> None:
-    """Measure throughput by call size, and then in bulk, in four rounds with the engines in alternation.
-
-    In bulk, each peer uses its best batch size. This package gets all texts at once and batches them itself.
-    """
-    # Few texts suffice to find each peer's best size; the bulk measurement below uses all of them.
-    some = bulk[:64]
-    on_step(f"{len(some)} texts in calls of {', '.join(map(str, CALL_SIZES))}")
-    by_size: dict[str, dict[str, float]] = {worker.name: {} for worker in workers}
-    for size in CALL_SIZES:
+    def _call_sizes(self, workers: Sequence[Worker], some: Sequence[str]) -> dict[str, int]:
+        """Measure throughput by call size on a few texts, and return each engine's best size."""
+        self.on_step(f"calls of {', '.join(map(str, CALL_SIZES))} texts")
+        batch = {}
         for worker in workers:
-            by_size[worker.name][str(size)] = len(some) / worker.ask(some, size)["seconds"]
-    # Every fourth text, so that the parts have the same mixture of lengths.
-    parts = [bulk[part::4] for part in range(4)]
-    batch = {name: int(max(found, key=found.__getitem__)) for name, found in by_size.items()}
-    batch |= {name: len(parts[0]) for name in batch if name.startswith("mlm-infer")}
-    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
-    for number, part in enumerate(parts, 1):
-        on_step(f"bulk, round {number} of {len(parts)}: {len(part)} texts")
+            found = {str(size): len(some) / worker.ask(some, size)["seconds"] for size in CALL_SIZES}
+            self.engines[worker.name]["texts_per_second_by_call_size"] = found
+            batch[worker.name] = int(max(found, key=found.__getitem__))
+        return batch
+
+    def _bulk(self, workers: Sequence[Worker], bulk: Sequence[str], batch: Mapping[str, int]) -> None:
+        """Measure throughput in rounds, with the engines in turns.
+
+        Each peer uses its best batch size. This package gets all texts at once and batches them itself.
+        """
+        fastest = max(self.engines[workers[0].base]["texts_per_second_by_call_size"].values())
+        size = self.limits.sentences or min(_MOST, max(_FEWEST, round(fastest * _ROUND_SECONDS)))
+        # No text twice, and the same texts for all engines of a round.
+        parts = [bulk[start : start + size] for start in range(0, len(bulk) - size + 1, size)]
+        seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
         for worker in workers:
-            answer = worker.ask(part, batch[worker.name])
-            seconds[worker.name].append(answer["seconds"])
-            results[worker.name]["peak_memory_mb"] = answer["peak_mb"]
-    for name, found in seconds.items():
-        results[name]["texts_per_second_by_call_size"] = by_size[name]
-        results[name]["bulk"] = {
-            "texts_per_second": len(bulk) / math.fsum(found),
-            "batch_size": batch[name],
-            "rounds_seconds": found,
-        }
+            given = size if is_ours(worker.name) else batch[worker.name]
+            self.engines[worker.name]["bulk"] = {"batch_size": given, "rounds_seconds": seconds[worker.name]}
+
+        def turn(number: int, part: Sequence[str]) -> None:
+            self.on_step(f"bulk, round {number}: {len(part)} texts")
+            for worker in workers:
+                answer = worker.ask(part, self.engines[worker.name]["bulk"]["batch_size"])
+                seconds[worker.name].append(answer["seconds"])
+                self.engines[worker.name]["peak_memory_mb"] = answer["peak_mb"]
+
+        turns = (partial(turn, number, part) for number, part in enumerate(parts, 1))
+        ratios = partial(self._ratios, workers, None)
+        repeat_until_narrow(turns, ratios, _LEAST_ROUNDS, self.limits.minutes * 60)
+        for name, found in seconds.items():
+            speed = size * len(found) / math.fsum(found)
+            self.engines[name]["bulk"] |= {"texts_per_second": speed, "texts_per_round": size}
 
 
 def compare_quality(workers: Sequence[Worker], texts: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -28,7 +28,7 @@ def main(bundle: Path, checkpoint: Path, threads: int, precision: str) -> None:
 
     from mlm_infer import AsyncMaskFiller, MaskFiller
 
-    from .compare import bulk_texts
+    from .texts import bulk_texts
 
     torch.set_num_threads(threads)
     filler = MaskFiller(bundle, threads=threads, precision=precision)

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from mlm_infer.errors import ExportError
 
 from .shapes import SHAPES, make_checkpoint
 
-__all__ = ["OPENVINO", "prepare"]
+__all__ = ["OPENVINO", "Prepared", "prepare"]
 
 # Pinned, and in an environment of its own: optimum-intel requires other versions of transformers than this package.
 OPENVINO = ("torch==2.13.0", "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0")
@@ -44,7 +47,27 @@ def openvino_python(work: Path) -> Path:
     return python
 
 
-def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[dict[str, str], dict[str, Path]]:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The models of a comparison.
+
+    Attributes:
+        paths: Paths and device for the worker.
+        pythons: The interpreter of each engine.
+        left_out: Engines whose own tools cannot convert the model, and why.
+    """
+
+    paths: dict[str, str]
+    pythons: dict[str, Path]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def weights_mb(self) -> float:
+        """Size of the fp32 weights."""
+        return sum(file.stat().st_size for file in Path(self.paths["checkpoint"]).glob("*.safetensors")) / 1e6
+
+
+def prepare(model: str, work: Path, engines: list[str], device: str) -> Prepared:
     """Create the models that the engines need.
 
     Args:
@@ -52,9 +75,6 @@ def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[di
         work: Where models and environments are kept from run to run.
         engines: Names of `benchmarks.worker.ENGINES`.
         device: `cpu` or `cuda`.
-
-    Returns:
-        Paths and device for the worker, and the interpreter of each engine.
     """
     from mlm_infer.bundle.manifest import TORCHSCRIPT
     from mlm_infer.bundle.read_manifest import read_manifest
@@ -76,19 +96,26 @@ def prepare(model: str, work: Path, engines: list[str], device: str) -> tuple[di
         formats = ["--format", "onnx", "--format", "torchscript"]
         precisions = ["--precision", "fp32", "--precision", "int8" if device == "cpu" else "fp16"]
         command = [sys.executable, "-m", "mlm_infer.export", str(paths["checkpoint"]), str(paths["bundle"]), "--force"]
-        subprocess.run([*command, *formats, *precisions, *budget], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-    arguments = [str(paths["checkpoint"])]
-    if any(engine.startswith("optimum") for engine in engines) and not paths["optimum_int8"].exists():
-        _run(Path(sys.executable), _QUANTIZE, [*arguments, str(paths["optimum"]), str(paths["optimum_int8"])])
+        command += [*formats, *precisions, *budget]
+        if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:  # noqa: S603
+            raise ExportError(f"{model} cannot be measured: mlm-export fails, and the line above says why")
     pythons = {engine: Path(sys.executable) for engine in engines}
-    vino = [engine for engine in engines if engine.startswith("OpenVINO")]
-    if vino:
-        python = openvino_python(work)
-        pythons |= dict.fromkeys(vino, python)
-        if not paths["openvino_int8"].exists():
-            _run(python, _OPENVINO, [*arguments, str(paths["openvino"]), str(paths["openvino_int8"])])
-    return {name: str(path) for name, path in paths.items()} | {"device": device}, pythons
+    left_out: dict[str, str] = {}
+    for prefix, code in (("optimum", _QUANTIZE), ("OpenVINO", _OPENVINO)):
+        peers = [engine for engine in engines if engine.startswith(prefix)]
+        plain, small = paths[prefix.lower()], paths[f"{prefix.lower()}_int8"]
+        if peers and prefix == "OpenVINO":
+            pythons |= dict.fromkeys(peers, openvino_python(work))
+        if peers and not small.exists():
+            why = _convert(pythons[peers[0]], code, [paths["checkpoint"], plain, small])
+            left_out |= dict.fromkeys(peers, f"its tools cannot convert this model: {why}") if why else {}
+    texts = {name: str(path) for name, path in paths.items()} | {"device": device}
+    return Prepared(texts, {name: python for name, python in pythons.items() if name not in left_out}, left_out)
 
 
-def _run(python: Path, code: str, arguments: list[str]) -> None:
-    subprocess.run([python, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+def _convert(python: Path, code: str, arguments: list[Path]) -> str | None:
+    """Convert a model with the tools of another engine; return why they cannot."""
+    command: list[str | Path] = [python, "-c", code, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+    last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+    return None if done.returncode == 0 else (last[0].strip() if last else f"status {done.returncode}")

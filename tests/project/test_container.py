@@ -35,7 +35,7 @@ def test_what_the_builder_gets() -> None:
     patterns = [each for each in (ROOT / ".dockerignore").read_text().split("\n") if each and each[0] != "#"]
     sent = ["setup.cfg", "mlm_infer/serve/app.py", "training/cli.py"]
     held = [
-        *("tests/conftest.py", "docs/guide.md", ".git/config", ".venv/bin/pip", "benchmarks/results/2026-11-25.png"),
+        *("tests/conftest.py", "docs/guide.md", ".git/config", ".venv/bin/pip", "benchmarks/results/2026-11-25.json"),
         "mlm_infer/__pycache__/checks.cpython-311.pyc",
     ]
     assert [name for name in sent + held if not ignored(PurePosixPath(name), patterns)] == sent

@@ -67,7 +67,7 @@ def test_benchmark_on_cuda(base: Path, tmp_path: Path) -> None:
     """Every engine that runs on a GPU is measured and agrees with the pipeline."""
     output = tmp_path / "found.json"
     command = [sys.executable, "-m", "mlm_infer.benchmarks.peers", "--device", "cuda", "--shape", str(base)]
-    command += ["--trained", str(base), "--singles", "2", "--sentences", "64"]
+    command += ["--trained", str(base), "--singles", "6", "--sentences", "64", "--minutes", "0", "--even-if-busy"]
     subprocess.run([*command, "--work", str(tmp_path), "--output", str(output)], check=True, capture_output=True)
     found = json.loads(output.read_text(encoding="utf-8"))
     assert {"mlm-infer fp16", "mlm-infer fp32", "transformers pipeline"} <= set(found["shapes"][str(base)])
