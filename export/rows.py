@@ -252,6 +252,9 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
     if op == "MultiHeadAttention":
         # Queries at the selected rows, keys and values at all. A bias or a cache would need a selection of its own.
         return [0 + axis, *rest] if axis == 1 and all(not shape for shape in inputs[5:]) else None
+    if op == "RotaryEmbedding":
+        # Each row with its own position; the tables of angles hold all positions.
+        return [axis, axis, *rest[1:]] if axis == 1 else None
     if op == "Transpose":
         return [node.attributes.get_ints("perm", list(range(len(output)))[::-1])[axis]]
     if op == "Reshape":
