@@ -1,6 +1,7 @@
 """Checkpoints of well-known shapes with random weights: sufficient to measure speed, without downloads."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,13 @@ from transformers import (
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertTokenizerFast,
+    EsmConfig,
+    EsmForMaskedLM,
+    EsmTokenizer,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -22,7 +29,7 @@ from transformers import (
 
 from mlm_infer.shared.samples import movie_reviews
 
-__all__ = ["SHAPES", "byte_level_bpe", "make_checkpoint", "word_piece"]
+__all__ = ["SHAPES", "byte_level_bpe", "esm_tokenizer", "make_checkpoint", "word_piece"]
 
 
 def word_piece(
@@ -104,10 +111,48 @@ def _bert_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return BertForMaskedLM(BertConfig()), word_piece(BertTokenizerFast, size=30522, longest=512, lowercase=True)
 
 
-SHAPES: dict[str, Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast]]] = {
+def _modernbert_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    return ModernBertForMaskedLM(ModernBertConfig(**ids)), byte_level_bpe(size=50368, longest=8192)
+
+
+def esm_tokenizer(*, longest: int) -> EsmTokenizer:
+    """Return ESM's tokenizer, whose vocabulary of amino acids comes with every checkpoint.
+
+    Args:
+        longest: Maximum number of tokens in a text.
+    """
+    tokens = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "vocab.txt")
+        path.write_text("\n".join(tokens), encoding="utf-8")
+        return EsmTokenizer(str(path), model_max_length=longest)
+
+
+def _esm2_35m() -> tuple[PreTrainedModel, EsmTokenizer]:
+    tokenizer = esm_tokenizer(longest=1024)
+    config = EsmConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=480,
+        num_hidden_layers=12,
+        num_attention_heads=20,
+        intermediate_size=1920,
+        max_position_embeddings=1026,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return EsmForMaskedLM(config), tokenizer
+
+
+SHAPES: dict[str, Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]] = {
     "distilroberta": _distilroberta,
     "distilbert": _distilbert,
     "bert-base": _bert_base,
+    "modernbert-base": _modernbert_base,
+    "esm2-35m": _esm2_35m,
 }
 
 

@@ -20,7 +20,10 @@ __all__ = ["fuse_attention"]
 _HEADS_FIRST = (0, 2, 1, 3)
 _HEADS_FIRST_TRANSPOSED = (0, 2, 3, 1)
 """Permutations of [batch, length, heads, width] for queries and values, and for keys."""
-_AFTER_ROTATION = {_HEADS_FIRST: (0, 1, 2, 3), _HEADS_FIRST_TRANSPOSED: (0, 1, 3, 2)}
+_AFTER_ROTATION: dict[tuple[int, ...], tuple[int, ...]] = {
+    _HEADS_FIRST: (0, 1, 2, 3),
+    _HEADS_FIRST_TRANSPOSED: (0, 1, 3, 2),
+}
 """Permutations of [batch, heads, length, width], in which queries and keys are rotated, for the same."""
 
 

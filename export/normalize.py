@@ -160,7 +160,7 @@ def _takes_fixed_dims(node: ir.Node, shapes: dict[str, Shape]) -> bool:
         if any(each is None for each in wanted):
             return False
         if node.op_type == "Gather":
-            dims = dims[np.atleast_1d(wanted[0])]
+            dims = dims[np.asarray(wanted[0]).reshape(-1)]
         else:
             begins, ends, *rest = (np.asarray(each).reshape(-1) for each in wanted)
             step = int(rest[1][0]) if len(rest) > 1 else 1

@@ -5,7 +5,6 @@ windows, relative positions) is set as its well-known checkpoints set it, in sma
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from mlm_infer.benchmarks.shapes import byte_level_bpe, word_piece
+from mlm_infer.benchmarks.shapes import byte_level_bpe, esm_tokenizer, word_piece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
@@ -155,15 +154,6 @@ def _word_bpe() -> PreTrainedTokenizerBase:
     return _wrap(tokenizer, "PreTrainedTokenizerFast", tokens, model_input_names=inputs)
 
 
-def _residues() -> PreTrainedTokenizerBase:
-    """ESM's vocabulary of amino acids, as it ships."""
-    tokens = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "vocab.txt")
-        path.write_text("\n".join(tokens), encoding="utf-8")
-        return transformers.EsmTokenizer(str(path), model_max_length=_LONGEST)
-
-
 def _esmc_residues() -> PreTrainedTokenizerBase:
     """ESM C's vocabulary of amino acids, which is part of its class."""
     return transformers.EsmcTokenizer(model_max_length=_LONGEST)
@@ -230,7 +220,7 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., PreTrainedTokenizerBase], dict[str
     ),
     "electra": (partial(_word_piece, "ElectraTokenizerFast"), _NARROW),
     "esm": (
-        _residues,
+        partial(esm_tokenizer, longest=_LONGEST),
         {
             "position_embedding_type": "rotary",
             "token_dropout": True,

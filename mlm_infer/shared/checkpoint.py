@@ -82,7 +82,7 @@ def _show_mask_to_embeddings(model: "PreTrainedModel") -> None:
     (huggingface/transformers#44163).
     """
     base = model.base_model
-    embeddings = getattr(base, "embeddings", None)
+    embeddings: Any = getattr(base, "embeddings", None)
     if not getattr(embeddings, "token_dropout", False):
         return
 
