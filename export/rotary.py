@@ -117,7 +117,7 @@ class Rotator:
 
     def __init__(self, graph: ir.Graph, shapes: dict[str, Shape]) -> None:
         self._graph, self._shapes = graph, shapes
-        self._positions: ir.Value | None = None
+        self._counted: tuple[ir.Value, ir.Value] | None = None
         self._tables: dict[tuple[ir.Value, bool], ir.Value] = {}
 
     def rotate(self, value: ir.Value, rotation: Rotation, before: ir.Node) -> ir.Value:
@@ -133,7 +133,7 @@ class Rotator:
         result = add_node(
             self._graph,
             "RotaryEmbedding",
-            [value, self._all_positions(), *tables],
+            [value, self._count()[1], *tables],
             {"num_heads": heads, "interleaved": int(rotation.interleaved)},
             domain="com.microsoft",
             before=before,
@@ -142,25 +142,45 @@ class Rotator:
         self._shapes[result.name] = self._shapes[value.name or ""]
         return result
 
-    def _all_positions(self) -> ir.Value:
-        """Return the position of every token, [batch, length], so that rows can be selected from it."""
-        if self._positions is None:
-            graph = self._graph
+    def _count(self) -> tuple[ir.Value, ir.Value]:
+        """Return the length of the batch, and the position of every token, [batch, length]."""
+        if self._counted is None:
+            graph, first = self._graph, self._graph[0]
             (ids,) = (each for each in graph.inputs if each.name == "input_ids")
-            first = graph[0]
             shape = add_node(graph, "Shape", [ids], before=first)
             one, zero = (add_constant(graph, f"position_{number}", np.array(number)) for number in (1, 0))
             length = add_node(graph, "Gather", [shape, one], {"axis": 0}, before=first)
             counted = add_node(graph, "Range", [zero, length, one], before=first)
-            self._positions = add_node(graph, "Expand", [counted, shape], before=first)
-            self._positions.name = "positions"
+            # With the batch, so that the row selection can select from it as from any activation.
+            positions = add_node(graph, "Expand", [counted, shape], before=first)
+            positions.name = "positions"
             self._shapes["positions"] = ("B", "L")
-        return self._positions
+            self._counted = length, positions
+        return self._counted
+
+    def _read_length_from_input(self, table: ir.Value) -> None:
+        """Replace lengths that a table takes from the queries of its layer, so that all layers can share the table."""
+        pending, seen = [table], set[ir.Value]()
+        while pending:
+            value = pending.pop()
+            node = value.producer()
+            if node is None or value in seen:
+                continue
+            seen.add(value)
+            shape = node.inputs[0].producer() if node.op_type == "Gather" and node.inputs[0] is not None else None
+            if shape is None or shape.op_type != "Shape":
+                pending.extend(each for each in node.inputs if each is not None)
+                continue
+            index, source = constant_of(node.inputs[1]), shape.inputs[0]
+            dims = self._shapes.get(source.name or "", ()) if source is not None else ()
+            if index is not None and index.ndim == 0 and dims and dims[int(index)] == "L":
+                value.replace_all_uses_with(self._count()[0])
 
     def _table(self, table: ir.Value, before: ir.Node, *, interleaved: bool) -> ir.Value:
         """Return a table with each angle once, [length, width / 2]."""
         if (table, interleaved) not in self._tables:
             graph = self._graph
+            self._read_length_from_input(table)
             width = self._shapes[table.name or ""][-1]
             assert isinstance(width, int)  # noqa: S101
             bounds = (0, width, -1, 2) if interleaved else (0, width // 2, -1, 1)
