@@ -113,7 +113,7 @@ def _bert_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 def _modernbert_base() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
-    return ModernBertForMaskedLM(ModernBertConfig(**ids)), byte_level_bpe(size=50368, longest=8192)
+    return ModernBertForMaskedLM(ModernBertConfig(**ids)), byte_level_bpe(size=50368, longest=512)
 
 
 def esm_tokenizer(*, longest: int) -> EsmTokenizer:

@@ -20,7 +20,7 @@ from mlm_infer.shared.tables import format_table
 
 _SHAPES = {"ModernBERT-base": (12, 64), "ESM-2 35M": (20, 24)}
 """Heads and their width."""
-_BATCHES = ((1, 25), (1, 128), (1, 512), (4, 128), (20, 25))
+_BATCHES = ((1, 25), (1, 128), (2, 128), (20, 25))
 _ROUNDS = 100
 
 _ROTATED = """
