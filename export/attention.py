@@ -7,9 +7,12 @@ projections, which could then neither be quantized nor run for selected query ro
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from .graph import add_node, constant_of
+from .graph import add_constant, add_node, constant_of
+from .masks import LOW, Hidden, Window, addend_of, is_padding_mask, tells_empty_texts
+from .rotary import Rotation, Rotator, rotation_of
 from .shapes import Shape
 
 __all__ = ["fuse_attention"]
@@ -17,27 +20,39 @@ __all__ = ["fuse_attention"]
 _HEADS_FIRST = (0, 2, 1, 3)
 _HEADS_FIRST_TRANSPOSED = (0, 2, 3, 1)
 """Permutations of [batch, length, heads, width] for queries and values, and for keys."""
+_AFTER_ROTATION: dict[tuple[int, ...], tuple[int, ...]] = {
+    _HEADS_FIRST: (0, 1, 2, 3),
+    _HEADS_FIRST_TRANSPOSED: (0, 1, 3, 2),
+}
+"""Permutations of [batch, heads, length, width], in which queries and keys are rotated, for the same."""
 
-_BATCH, _KEYS = -4, -1
-"""Axes of scores, [batch, heads, queries, keys]."""
 
-_ELEMENTWISE = frozenset(
-    ["Add", "And", "Cast", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul"]
-) | {"Not", "Or", "Sub", "Where", "Xor"}
-_REDUCTIONS = frozenset(["ReduceMax", "ReduceMin", "ReduceSum"])
-_COPIES = frozenset(["Cast", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"])
-"""Operators whose output elements are those of their input."""
+@dataclass(slots=True)
+class _Heads:
+    """A value before it is split into heads, [batch, length, heads * width], with what is done to it after that."""
+
+    value: ir.Value
+    scale: float
+    rotation: Rotation | None
+
+
+@dataclass(slots=True)
+class _Scores:
+    """Q K^T, and what is done to it before the softmax."""
+
+    product: ir.Node
+    scale: float
+    masked: bool
+    bias: ir.Value | Window | None
 
 
 @dataclass(slots=True)
 class _Match:
-    query: ir.Value
-    key: ir.Value
-    value: ir.Value
+    query: _Heads
+    key: _Heads
+    value: _Heads
     heads: int
-    scale: float
-    masked: bool
-    bias: ir.Value | None
+    scores: _Scores
     last: ir.Node
 
 
@@ -56,19 +71,20 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
         The number of fused attentions.
     """
     found = [match for node in graph if node.op_type == "Softmax" if (match := _match(node, shapes))]
-    padding: ir.Value | None = None
+    writer = _Writer(graph, shapes)
     for match in found:
-        if match.masked and padding is None:
-            (mask,) = (each for each in graph.inputs if each.name == "attention_mask")
-            # One cast for all layers: the operator takes the mask as int32 [batch, keys].
-            padding = add_node(graph, "Cast", [mask], {"to": ir.DataType.INT32}, before=graph[0])
-            padding.name = "key_padding_mask"
-            shapes["key_padding_mask"] = ("B", "L")
+        scores = match.scores
         fused = add_node(
             graph,
             "MultiHeadAttention",
-            [match.query, match.key, match.value, None, padding if match.masked else None, match.bias],
-            {"num_heads": match.heads, "scale": match.scale},
+            [
+                *(writer.rotated(each, match.last) for each in (match.query, match.key)),
+                match.value.value,
+                None,
+                writer.padding() if scores.masked else None,
+                writer.bias(scores.bias, match.last) if isinstance(scores.bias, Window) else scores.bias,
+            ],
+            {"num_heads": match.heads, "scale": scores.scale * match.query.scale * match.key.scale},
             domain="com.microsoft",
             before=match.last,
         )
@@ -79,6 +95,45 @@ def fuse_attention(graph: ir.Graph, shapes: dict[str, Shape]) -> int:
     if found:
         graph.opset_imports.setdefault("com.microsoft", 1)
     return len(found)
+
+
+class _Writer:
+    """Adds the inputs of fused nodes, each of which all layers share."""
+
+    def __init__(self, graph: ir.Graph, shapes: dict[str, Shape]) -> None:
+        self._graph, self._shapes = graph, shapes
+        self._rotator = Rotator(graph, shapes)
+        self._padding: ir.Value | None = None
+        self._biases: dict[tuple[ir.Value, bool], ir.Value] = {}
+
+    def rotated(self, heads: _Heads, before: ir.Node) -> ir.Value:
+        """Return queries or keys, rotated if the model rotates them."""
+        return self._rotator.rotate(heads.value, heads.rotation, before) if heads.rotation else heads.value
+
+    def padding(self) -> ir.Value:
+        """Return the padding mask, which the operator takes as int32 [batch, keys]."""
+        if self._padding is None:
+            graph = self._graph
+            (mask,) = (each for each in graph.inputs if each.name == "attention_mask")
+            self._padding = add_node(graph, "Cast", [mask], {"to": ir.DataType.INT32}, before=graph[0])
+            self._padding.name = "key_padding_mask"
+            self._shapes["key_padding_mask"] = ("B", "L")
+        return self._padding
+
+    def bias(self, window: Window, before: ir.Node) -> ir.Value:
+        """Return the bias that hides what is outside a window, [1, 1, queries, keys]."""
+        key = (window.condition, window.visible)
+        if key not in self._biases:
+            graph = self._graph
+            inside, outside = (
+                add_constant(graph, name, np.array(number, np.float32))
+                for name, number in (("inside_window", 0), ("outside_window", LOW))
+            )
+            choices = (inside, outside) if window.visible else (outside, inside)
+            bias = self._biases[key] = add_node(graph, "Where", [window.condition, *choices], before=before)
+            bias.name = f"{window.condition.name}_bias"
+            self._shapes[bias.name] = self._shapes[window.condition.name or ""]
+        return self._biases[key]
 
 
 def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
@@ -93,20 +148,21 @@ def _match(softmax: ir.Node, shapes: dict[str, Shape]) -> _Match | None:
     scores = _scores(softmax.inputs[0], shapes)
     if last is None or scores is None:
         return None
-    query_key, scale, masked, bias = scores
-    query, key = _heads(query_key.inputs[0], _HEADS_FIRST), _heads(query_key.inputs[1], _HEADS_FIRST_TRANSPOSED)
-    value = _heads(product.inputs[1], _HEADS_FIRST)
+    left, right = scores.product.inputs
+    query, key = _heads(left, _HEADS_FIRST, shapes), _heads(right, _HEADS_FIRST_TRANSPOSED, shapes)
+    value = _heads(product.inputs[1], _HEADS_FIRST, shapes)
     if query is None or key is None or value is None:
         return None
-    shape = shapes.get(query_key.inputs[0].name or "") if query_key.inputs[0] is not None else None
+    shape = shapes.get(left.name or "") if left is not None else None
     joined = shapes.get(last.outputs[0].name or "", ())
-    # Only whole texts: a local window splits the length into blocks, which the operator does not do.
-    whole = all(shapes.get(each.name or "", ())[:2] == ("B", "L") for each in (query[0], key[0], value[0]))
+    # Only whole texts: some local windows split the length into blocks, which the operator does not do.
+    whole = all(shapes.get(each.value.name or "", ())[:2] == ("B", "L") for each in (query, key, value))
     if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or joined[:2] != ("B", "L") or not whole:
         return None
-    # Some models scale the queries or keys before the product. A scaled value has no equivalent in the operator.
-    total = scale * query[1] * key[1]
-    return _Match(query[0], key[0], value[0], shape[1], total, masked, bias, last) if value[1] == 1 else None
+    # Some models scale the queries or keys before the product. Values that are scaled or rotated have no equivalent in
+    # the operator.
+    plain = value.scale == 1 and value.rotation is None
+    return _Match(query, key, value, shape[1], scores, last) if plain else None
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -133,52 +189,40 @@ def _past_guards(value: ir.Value, shapes: dict[str, Shape]) -> ir.Value:
         return value
     if test.op_type == "IsNaN":
         return choice.outputs[0] if test.inputs[0] is value and set(users) == {choice, test} else value
-    empty = _varying(condition, shapes) <= {_BATCH} and _sources(condition) == {"attention_mask"}
-    return choice.outputs[0] if empty and users == [choice] else value
+    return choice.outputs[0] if tells_empty_texts(condition, shapes) and users == [choice] else value
 
 
 def _perm(node: ir.Node) -> tuple[int, ...]:
     return tuple(node.attributes.get_ints("perm", []))
 
 
-def _scores(value: ir.Value | None, shapes: dict[str, Shape]) -> tuple[ir.Node, float, bool, ir.Value | None] | None:
-    """Walk from the softmax back to Q K^T; return that node, the scale, whether padding is masked, and the bias."""
-    scale, masked, bias = 1.0, False, None
+def _scores(value: ir.Value | None, shapes: dict[str, Shape]) -> _Scores | None:
+    """Walk from the softmax back to Q K^T."""
+    scale, masked = 1.0, False
+    bias: ir.Value | Window | None = None
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "MatMul":
-            return node, scale, masked, bias
+            return _Scores(node, scale, masked, bias)
         scaled = _scalar_product(node)
         if scaled is not None:
             value, factor = scaled
             scale *= factor
             continue
         sides = [side for side in node.inputs if side is not None]
-        biases: list[ir.Value] = []
-        if node.op_type == "Add" and len(node.inputs) == 2:
-            masks = [side for side in sides if _is_padding_mask(side, shapes)]
-            biases = [source for side in sides if _is_bias(source := _unexpanded(side), shapes)]
-        elif node.op_type == "Where" and _is_padding_mask(sides[0], shapes):
-            masks = sides[:1]
-            sides = [side for side in sides if constant_of(side) is None]
+        if node.op_type == "Add" and len(sides) == 2:
+            parts = [addend_of(side, shapes) for side in sides]
+            rest = [side for side, part in zip(sides, parts, strict=True) if part is None]
+            hidden = next((part for part in parts if part is not None), None)
+        elif node.op_type == "Where" and is_padding_mask(sides[0], shapes):
+            rest = [side for side in sides[1:] if constant_of(side) is None]
+            hidden = Hidden(padding=True, bias=None)
         else:
             return None
-        rest = [side for side in sides if side not in masks and _unexpanded(side) not in biases]
         # A factor between the softmax and a sum also applies to the mask or bias, which the fused node does not scale.
-        if len(masks) + len(biases) != 1 or len(rest) != 1 or scale != 1 or (masks and masked) or (biases and bias):
+        if len(rest) != 1 or hidden is None or scale != 1 or (masked and hidden.padding) or (bias and hidden.bias):
             return None
-        masked, bias, value = masked or bool(masks), biases[0] if biases else bias, rest[0]
+        masked, bias, value = masked or hidden.padding, bias or hidden.bias, rest[0]
     return None
-
-
-def _unexpanded(value: ir.Value) -> ir.Value:
-    while (node := value.producer()) is not None and node.op_type == "Expand" and node.inputs[0] is not None:
-        value = node.inputs[0]
-    return value
-
-
-def _is_bias(value: ir.Value, shapes: dict[str, Shape]) -> bool:
-    shape = shapes.get(value.name or "", ())
-    return len(shape) == 4 and shape[0] == 1 and isinstance(shape[1], int) and shape[2:] == ("L", "L")
 
 
 def _scalar_product(node: ir.Node) -> tuple[ir.Value, float] | None:
@@ -195,10 +239,10 @@ def _scalar_product(node: ir.Node) -> tuple[ir.Value, float] | None:
     return value, 1 / float(number.item()) if node.op_type == "Div" else float(number.item())
 
 
-def _heads(value: ir.Value | None, wanted: tuple[int, ...]) -> tuple[ir.Value, float] | None:
-    """Walk from a value split into heads back to its [batch, length, width] form; return that and the scale."""
+def _heads(value: ir.Value | None, wanted: tuple[int, ...], shapes: dict[str, Shape]) -> _Heads | None:
+    """Walk from a value split into heads back to its [batch, length, width] form."""
     order: tuple[int, ...] = (0, 1, 2, 3)
-    factor = 1.0
+    factor, rotation = 1.0, None
     while value is not None and (node := value.producer()) is not None:
         scaled = _scalar_product(node)
         if scaled is not None:
@@ -211,75 +255,11 @@ def _heads(value: ir.Value | None, wanted: tuple[int, ...]) -> tuple[ir.Value, f
             order = tuple(perm[axis] for axis in order)
             value = node.inputs[0]
         elif node.op_type == "Reshape" and order == wanted and node.inputs[0] is not None:
-            return node.inputs[0], factor
+            return _Heads(node.inputs[0], factor, rotation)
+        elif rotation is None and order == _AFTER_ROTATION[wanted]:
+            rotation = rotation_of(value, shapes)
+            value = rotation.source if rotation is not None else None
+            order, wanted = (0, 1, 2, 3), _HEADS_FIRST
         else:
             return None
     return None
-
-
-def _is_padding_mask(value: ir.Value, shapes: dict[str, Shape]) -> bool:
-    """Return whether a value depends on `attention_mask` only and is the same for all queries, expanded or not."""
-    value = _unexpanded(value)
-    shape = shapes.get(value.name or "", ())
-    if value.producer() is None or len(shape) != 4 or shape[1] != 1 or shape[3] != "L":
-        return False
-    return _varying(value, shapes) <= {_BATCH, _KEYS} and _sources(value) == {"attention_mask"}
-
-
-def _sources(value: ir.Value) -> set[str]:
-    """Return the inputs of the graph whose values, and not only shapes, a value depends on."""
-    sources: set[str] = set()
-    pending, seen = [value], set[ir.Value]()
-    while pending:
-        each = pending.pop()
-        if each in seen:
-            continue
-        seen.add(each)
-        producer = each.producer()
-        if each.is_graph_input():
-            sources.add(each.name or "")
-        elif producer is not None and producer.op_type != "Shape":
-            # The other inputs of these operators are shapes and indices.
-            first_only = producer.op_type in ("Expand", "Reshape", "Unsqueeze", "Slice")
-            inputs = producer.inputs[:1] if first_only else producer.inputs
-            pending.extend(source for source in inputs if source is not None)
-    return sources
-
-
-def _varying(value: ir.Value, shapes: dict[str, Shape]) -> set[int]:
-    """Return the axes, counted from the last (-1), along which the elements of a value may differ."""
-    shape = shapes.get(value.name or "", ("?",) * 9)
-    # An axis of size 1 cannot vary. From there on, a value varies where its inputs do.
-    own = {axis - len(shape) for axis, size in enumerate(shape) if size != 1}
-    node = value.producer()
-    if node is None or not own:
-        return own
-    inputs = [each for each in node.inputs if each is not None]
-    if node.op_type == "Expand":
-        return own & _varying(inputs[0], shapes)
-    if node.op_type in _REDUCTIONS and node.attributes.get_int("keepdims", 1) == 1:
-        return own & _varying(inputs[0], shapes)
-    if node.op_type not in _ELEMENTWISE:
-        return own
-    # Newer exporters build the mask from comparisons of positions, some of which are always true.
-    if node.op_type == "GreaterOrEqual":
-        least = constant_of(inputs[1])
-        if least is not None and (least <= 0).all() and _is_not_negative(inputs[0]):
-            return set()
-    return own & set().union(*(_varying(each, shapes) for each in inputs))
-
-
-def _is_not_negative(value: ir.Value) -> bool:
-    """Return whether a value consists of non-negative positions: a Range, reshaped or with constants added."""
-    node = value.producer()
-    while node is not None and (node.op_type in _COPIES or _adds_to(node)) and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    if node is None or node.op_type != "Range":
-        return False
-    start, step = (constant_of(node.inputs[at]) for at in (0, 2))
-    return start is not None and step is not None and bool(start >= 0 and step > 0)
-
-
-def _adds_to(node: ir.Node) -> bool:
-    added = constant_of(node.inputs[1]) if node.op_type == "Add" else None
-    return added is not None and bool((added >= 0).all())

@@ -131,8 +131,9 @@ def forget_shapes(graph: ir.Graph) -> None:
 
 def clean(model: ir.Model) -> None:
     """Remove unused nodes and duplicate subexpressions, and sort the nodes topologically."""
-    # Duplicates first, since merging them leaves unused nodes.
+    # Duplicates first, since merging them leaves unused nodes; those of small constants let nodes be duplicates.
     for each in (
+        common.DeduplicateInitializersPass(size_limit=64),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),

@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 from .decompose import DECOMPOSITIONS
 from .graph import add_constant, add_node, constant_of, forget_shapes
+from .packed import split_packed_projection
 from .shapes import Observed, Shape, observe
 
 __all__ = ["normalize"]
@@ -62,6 +63,7 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
     _fold(graph, found)
     for node in list(graph):
         _transpose_keys_in_one_step(graph, node, found.shapes)
+        split_packed_projection(graph, node, found.shapes)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     for value in list(graph.inputs):
@@ -158,7 +160,7 @@ def _takes_fixed_dims(node: ir.Node, shapes: dict[str, Shape]) -> bool:
         if any(each is None for each in wanted):
             return False
         if node.op_type == "Gather":
-            dims = np.atleast_1d(dims[wanted[0]])
+            dims = dims[np.asarray(wanted[0]).reshape(-1)]
         else:
             begins, ends, *rest = (np.asarray(each).reshape(-1) for each in wanted)
             step = int(rest[1][0]) if len(rest) > 1 else 1

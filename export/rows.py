@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .graph import add_constant, add_node
+from .graph import add_constant, add_node, constant_of
 from .shapes import Shape
 
 __all__ = ["Selection", "flat_rows", "move_rows_up", "text_rows"]
@@ -252,11 +252,28 @@ def _rule(node: ir.Node, axis: int, inputs: Sequence[Shape], output: Shape) -> l
     if op == "MultiHeadAttention":
         # Queries at the selected rows, keys and values at all. A bias or a cache would need a selection of its own.
         return [0 + axis, *rest] if axis == 1 and all(not shape for shape in inputs[5:]) else None
+    if op == "RotaryEmbedding":
+        # Each row with its own position; the tables of angles hold all positions.
+        return [axis, axis, *rest[1:]] if axis == 1 else None
+    if op in ("Slice", "Split"):
+        return [axis, *rest] if _cut_axis(node, len(output)) not in (None, axis) else None
     if op == "Transpose":
         return [node.attributes.get_ints("perm", list(range(len(output)))[::-1])[axis]]
     if op == "Reshape":
         return _reshape_axes(axis, inputs[0], output)
     return None
+
+
+def _cut_axis(node: ir.Node, rank: int) -> int | None:
+    """Return the only axis along which a Slice or Split cuts, as the halves of a gated layer are cut apart."""
+    if node.op_type == "Split":
+        at = node.attributes.get_int("axis", 0)
+    else:
+        axes = constant_of(node.inputs[3]) if len(node.inputs) > 3 else None
+        if axes is None or axes.size != 1:
+            return None
+        at = int(axes.item())
+    return at if at >= 0 else rank + at
 
 
 def _broadcast_axes(axis: int, inputs: Sequence[Shape], output: Shape) -> list[int | None] | None:

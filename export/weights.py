@@ -95,10 +95,16 @@ def feedback_factor(gram: NDArray[np.float32]) -> Feedback:
     """
     order = np.argsort(-np.diagonal(gram), kind="stable")
     damped = torch.from_numpy(gram[np.ix_(order, order)]).double()
-    damped.diagonal().add_(_DAMPING * max(float(np.diagonal(gram).mean()), 1e-12))
+    damping = _DAMPING * max(float(np.diagonal(gram).mean()), 1e-12)
+    damped.diagonal().add_(damping)
     # The upper Cholesky factor of the inverse, without computing the inverse: reversing rows and columns turns it into
     # the inverse of the lower factor of the reversed matrix.
-    lower = torch.linalg.cholesky(damped.flip(0, 1))
+    reversed_ = damped.flip(0, 1)
+    # Sums in fp32 are rounded, which can leave the matrix of channels of very different sizes slightly indefinite.
+    while torch.linalg.cholesky_ex(reversed_).info and damping < float(np.diagonal(gram).max()):
+        reversed_.diagonal().add_(damping)
+        damping *= 10
+    lower = torch.linalg.cholesky(reversed_)
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=lower.dtype), upper=False)
     return Feedback(order, inverse.flip(0, 1).float().numpy())
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlm_infer.errors import DependencyError, ModelError, first_line
 from mlm_infer.locate.hub import is_hub_id
@@ -32,7 +32,7 @@ def open_checkpoint(
         DependencyError: Its tokenizer needs a package that is not installed.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, __version__
 
     path = Path(model).expanduser()
     if not path.exists() and not is_hub_id(model):
@@ -70,7 +70,28 @@ def open_checkpoint(
         raise ModelError(
             f"the tokenizer of {model} has {len(tokenizer)} tokens, its model only {embeddings} embeddings"
         )
+    if __version__.startswith("4."):
+        _show_mask_to_embeddings(loaded)
     return loaded, tokenizer, sorted(info["missing_keys"])
+
+
+def _show_mask_to_embeddings(model: "PreTrainedModel") -> None:
+    """Let ESM take its share of masked tokens over the tokens of a text, as transformers 5 does.
+
+    transformers 4 does not pass the attention mask to the embeddings, so that the share would count padding
+    (huggingface/transformers#44163).
+    """
+    base = model.base_model
+    embeddings: Any = getattr(base, "embeddings", None)
+    if not getattr(embeddings, "token_dropout", False):
+        return
+
+    def embed(_module: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[None], dict[str, Any]]:
+        # The head passes the ids by position and the rest by name.
+        known = {name: given.get(name) for name in ("attention_mask", "position_ids")}
+        return (None,), given | {"inputs_embeds": embeddings(input_ids=inputs[0], **known)}
+
+    base.register_forward_pre_hook(embed, with_kwargs=True)
 
 
 def _check_task(model: str, config: "PretrainedConfig") -> None:

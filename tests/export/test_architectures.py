@@ -17,9 +17,8 @@ from tests.helpers.pipeline import assert_same, masked_sentences
 from tests.helpers.reference import Reference
 from tests.helpers.serve import same
 
-MIXES_PADDING = {"convbert", "fnet", "mobilebert", "nystromformer"} | (set() if IS_5 else {"esm"})
-"""Convolutions, Fourier transforms, MobileBERT's next token, and the share of masks that ESM takes over the padding in
-transformers 4.57."""
+MIXES_PADDING = {"convbert", "fnet", "mobilebert", "nystromformer"}
+"""Convolutions, Fourier transforms, and MobileBERT's next token."""
 
 HEAD_ONLY = {"longformer", "squeezebert", "xmod"}
 """What cuts padding off again, has channels before rows, or chooses adapters by language keeps the rows from moving

@@ -62,21 +62,12 @@ UNFUSED = {
     "convbert",
     "deberta",
     "deberta-v2",
-    "esm",
-    "esmc",
-    "eurobert",
     "fnet",
-    "gte",
-    "jina_embeddings_v3",
     "longformer",
-    "modernbert",
-    "nomic_bert",
     "nystromformer",
-    "roformer",
     "squeezebert",
-    "ultrabert",
 }
-"""Rotated queries, positions that depend on the content, windows, convolutions, no attention: as they were exported."""
+"""Positions that depend on the content, windows in blocks, convolutions, no attention: as they were exported."""
 
 _ONE_A_FAMILY = {
     "albert",
