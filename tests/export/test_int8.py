@@ -181,3 +181,14 @@ def test_own_calibration_text(tiny: dict[str, Path], tmp_path: Path) -> None:
     void = Budget(max_perplexity_increase=10, min_agreement=0)
     export_bundle(str(tiny["bert"]), tmp_path / "out", precisions=["int8"], calibration_data=path, budget=void)
     assert read_manifest(tmp_path / "out").models["int8"].details["masks"] < 200
+
+
+def test_correlations_that_rounding_left_indefinite() -> None:
+    """A matrix with an eigenvalue below zero is damped until it can be factored."""
+    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
+    gram = basis @ np.diag([100.0, 1, 1, 1, 1, 1, 1, -5]) @ basis.T
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(gram)
+    factor = feedback_factor(gram.astype(np.float32)).factor
+    assert np.isfinite(factor).all()
+    assert (np.diagonal(factor) > 0).all()
