@@ -14,9 +14,7 @@ RUN python -m venv --without-pip /opt/mlm-infer \
 
 FROM python:${PYTHON}
 COPY --from=build /opt/mlm-infer /opt/mlm-infer
-# ONNX Runtime sends usage data to Microsoft unless it is told not to: Privacy.md in its wheel.
-ENV PATH=/opt/mlm-infer/bin:$PATH \
-    ORT_DISABLE_TELEMETRY=1
+ENV PATH=/opt/mlm-infer/bin:$PATH
 # nobody, as a number: Kubernetes cannot tell from a name that it is not root.
 USER 65534:65534
 EXPOSE 8000
