@@ -98,8 +98,15 @@ def _behind(value: ir.Value | None, op_type: str) -> ir.Value | None:
 def _slice(value: ir.Value | None, source: ir.Value, width: int) -> range | None:
     """Return the channels of the source that a value consists of."""
     node = value.producer() if value is not None else None
-    if node is None or node.op_type != "Slice" or node.inputs[0] is not source:
+    if node is None or node.op_type not in ("Slice", "Split") or node.inputs[0] is not source:
         return None
+    if node.op_type == "Split":
+        sizes = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+        even = sizes is None or len(set(sizes.tolist())) == 1
+        if node.attributes.get_int("axis", 0) not in (-1, 3) or width % len(node.outputs) or not even:
+            return None
+        index, size = node.outputs.index(value), width // len(node.outputs)
+        return range(index * size, (index + 1) * size)
     bounds = [constant_of(each) for each in node.inputs[1:]]
     if len(bounds) < 3 or any(each is None or each.size != 1 for each in bounds):
         return None

@@ -163,7 +163,7 @@ def test_choice_of_backend(
     assert MaskFiller(torch_bundles["bert"]).info.backend == "onnx"
     with pytest.raises(InputError, match="mlm-export bert OUT --format torchscript"):
         MaskFiller(bundles["bert"], backend="torchscript")
-    with pytest.raises(InputError, match="backend is 'tensorflow'; it must be 'auto', 'onnx' or 'torchscript'"):
+    with pytest.raises(InputError, match="it must be 'auto', 'onnx', 'openvino' or 'torchscript'"):
         MaskFiller(bundles["bert"], backend="tensorflow")
     with pytest.raises(InputError, match="precision is 'fp16', but TorchScript models are fp32"):
         MaskFiller(torch_bundles["bert"], backend="torchscript", precision="fp16")
