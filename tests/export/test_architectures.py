@@ -12,7 +12,7 @@ from mlm_infer.training import TrainConfig, fine_tune
 from mlm_infer import BundleError, ExportError, InputError, MaskFiller, MlmInferError, ModelError
 from mlm_infer.bundle.read_manifest import read_manifest
 from tests.helpers.architectures import ARCHITECTURES, EXPORTED, IS_5, UNFUSED, each
-from tests.helpers.int8 import LEAST_AGREEMENT, agreement, products
+from tests.helpers.int8 import LEAST_AGREEMENT, agreement, least_of, products
 from tests.helpers.pipeline import assert_same, masked_sentences
 from tests.helpers.reference import Reference
 from tests.helpers.serve import same
@@ -24,8 +24,8 @@ HEAD_ONLY = {"longformer", "squeezebert", "xmod"}
 """What cuts padding off again, has channels before rows, or chooses adapters by language keeps the rows from moving
 further up."""
 
-NOT_IN_OPENVINO = {"deberta", "deberta-v2"}
-"""A branch whose result has a rank that depends on the text."""
+NOT_IN_OPENVINO: set[str] = set() if IS_5 else {"deberta", "deberta-v2"}
+"""Optimum exports a branch whose result has a rank that depends on the text."""
 
 NOT_TEXT = {"layoutlm", "modernvbert", "neomme", "perceiver", "tapas", "ultravbert"}
 """Their inputs are places on a page, images, bytes or tables as well."""
@@ -159,9 +159,9 @@ def test_int8_is_int8(name: str, bundles: dict[str, Path]) -> None:
     texts = chains(mask, 700) if name in CHAINS else masked_sentences(mask, 1060, seed=5)
     texts = [text for text in texts if exact.count_tokens(text) <= exact.info.max_length]
     share, masks = agreement(exact.fill_batch(texts), small.fill_batch(texts))
-    # More masks than the budget itself was measured on, so that a share is known to within 3 %.
+    # Other masks than those that the budget was measured on, and more, so that a share is known to within 3 %.
     assert masks > 1000
-    assert share >= LEAST_AGREEMENT
+    assert share >= least_of(masks)
 
 
 def test_int8_of_convolutions_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:

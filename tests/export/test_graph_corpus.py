@@ -12,7 +12,7 @@ from mlm_infer import MaskFiller
 from mlm_infer.bundle.read_manifest import read_manifest
 from mlm_infer.shared.samples import movie_reviews
 from tests.conftest import Folders
-from tests.helpers.architectures import UNFUSED
+from tests.helpers.architectures import IS_5, UNFUSED
 
 FORMS = {"dynamo", "dynamo-18", "dynamo-21", "dynamo-23", "dynamo-eager", "dynamo-functions"} | {
     "optimum",
@@ -26,6 +26,19 @@ FORMS = {"dynamo", "dynamo-18", "dynamo-21", "dynamo-23", "dynamo-eager", "dynam
 """Those of tools/graph_corpus.py; which of them an environment can write, hangs on the exporters in it."""
 
 MAIN = ("bert", "distilbert", "electra", "esm", "modernbert", "roberta", "xlm-roberta")
+
+
+LESS_FUSED = (
+    {
+        ("modernbert", "traced"): 1,
+        ("modernbert", "transformers"): 1,
+        ("ultrabert", "traced"): 0,
+        ("ultrabert", "transformers"): 0,
+    }
+    if IS_5
+    else {}
+)
+"""Fused attentions of graphs that others exported with transformers 5: not all of their windows are recognized."""
 
 
 def _here(forms: set[str]) -> list[str]:
@@ -111,7 +124,7 @@ def test_exporters(
     assert max(case["score_difference"] for case in cases) <= 1e-5
     assert {case["top1"] for case in cases} == {1}
     details = manifest.models["fp32"].details
-    assert details["fusions"]["MultiHeadAttention"] == (0 if name in UNFUSED else 2)
+    assert details["fusions"]["MultiHeadAttention"] == (0 if name in UNFUSED else LESS_FUSED.get((name, form), 2))
     assert details["nodes_at_rows"] >= (6 if name in ("luke", "squeezebert", "xmod") else 10)
     if "int8" in precisions:
         schemes = [layer["scheme"] for layer in manifest.models["int8"].details["layers"]]
