@@ -129,7 +129,8 @@ def test_answers_are_the_pipelines(
             assert mask.predictions[0].score == pytest.approx(other.predictions[0].score, abs=5e-3)
 
 
-@EACH
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["albert", "deberta", "esm", "modernbert", "mpnet", "roformer"])
 def test_openvino_answers_alike(name: str, bundles: dict[str, Path]) -> None:
     """The same fp32 model on the other backend."""
     if name in NOT_IN_OPENVINO:

@@ -94,7 +94,7 @@ def test_a_worker_or_a_machine_is_killed(
     check(tmp_path / "out", unbroken)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_the_run_itself_is_ended(how: signal.Signals, source: Path, unbroken: Path, tmp_path: Path) -> None:
     """The same command with --resume makes what is missing; the cluster of the first one ends with it."""
     out = tmp_path / "out"
