@@ -1,7 +1,7 @@
 """Fills or scores whole folders of files on Ray: in parts that appear whole, so that a run can be resumed."""
 
+import math
 import pickle
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +178,7 @@ def _make(parts: Sequence[Part], job: Job, report: BulkReport, *, actors: int | 
         num_cpus=threads,
         num_gpus=1 if gpu else None,
     )
-    began, ended = time.time(), 0.0
+    began, ended = math.inf, 0.0
     try:
         for row in rows.iter_rows():
             done: PartReport = row

@@ -1,10 +1,12 @@
 """Runs over folders give each row the answer of the library, once, and can be continued."""
 
+import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ def test_every_row_gets_the_answer_of_the_library(folder: Path, filler: MaskFill
     question = FillQuestion({"top_k": 3, "words_only": True, "deny": {"the", "a"}})
     report = run_files([str(folder)], str(out), question=question, rows_per_part=20)
     assert (report.parts, report.rows, report.wrong, report.before, report.broken) == (12, 191, 8, 0, [])
+    assert 0 < report.seconds < math.inf
     options = {"top_k": 3, "words_only": True, "deny": ["the", "a"]}
     for stem, kind, count in (("a.parquet", int, 64), ("b.csv", str, 63), ("c.jsonl", int, 64)):
         rows = results(out, stem)
@@ -213,6 +216,26 @@ def test_a_model_that_differs_between_machines_is_refused(folder: Path, tmp_path
     job = Job(FillQuestion(), None, "text", "auto", "auto", {"model": "other"}, str(tmp_path))
     with pytest.raises(MlmInferError, match="is another model than where the run began"):
         PartMaker(job, [])
+
+
+def test_a_part_made_twice_is_there_once(folder: Path, tmp_path: Path) -> None:
+    """As by a machine that was taken for dead, and went on."""
+    from mlm_infer.ray.actors import Job, PartMaker, identity_of
+    from mlm_infer.ray.files import find_files
+    from mlm_infer.ray.rows import split_file
+
+    (tmp_path / "out").mkdir()
+    hashes = identity_of(MaskFiller())
+    job = Job(FillQuestion(), None, "text", "auto", "auto", hashes, str(tmp_path / "out"))
+    (file,) = find_files([f"{folder}/b.csv"])
+    parts = split_file(file, "text", ("masks", "error"), 1000)
+    first, second = PartMaker(job, parts), PartMaker(job, parts)
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(lambda maker: maker({"number": 0}), (first, second)))
+    assert [report["rows"] for report in reports] == [63, 63]
+    assert not any(report["failed"] or report["broken"] for report in reports)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [parts[0].name]
+    assert len(results(tmp_path / "out")) == 63
 
 
 @pytest.mark.parametrize("batch_format", ["numpy", "pandas", "pyarrow"])
