@@ -54,7 +54,19 @@ def cluster(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
+        _await_readers()
         ray.shutdown()
+
+
+def _await_readers() -> None:
+    """Wait for the threads of Ray Data that read results ahead.
+
+    They outlive a loop over results that an error ends. One that releases its last result while Ray shuts down ends the
+    whole process, before the error is told.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "iter_threaded":
+            thread.join(_SECONDS)
 
 
 def _check_reachable(address: str | None) -> None:
