@@ -1,5 +1,6 @@
 """`python -m mlm_infer.benchmarks.threads BUNDLE`: 1, 2, 4 and 8 threads, on a quiet and a busy machine."""
 
+import json
 import os
 import signal
 import statistics
@@ -23,6 +24,11 @@ from .report import table
 from .workers import Group, Machine, Worker
 
 _COUNTS = (1, 2, 4, 8)
+_SPINNING = {
+    "long": {"session.intra_op.spin_duration_us": None},
+    "off": {"session.intra_op.allow_spinning": "0"},
+}
+"""What differs from this package's settings, in which threads spin briefly."""
 _LENGTHS = (25, 128)
 _BULK = 100
 """Texts of a round in bulk."""
@@ -37,7 +43,8 @@ class _Setting:
 
     Attributes:
         threads: Threads of a run.
-        spinning: Whether threads spin while they wait for each other, or `-` for a single one.
+        spinning: How threads wait for each other: `short` as in this package, `long` as by ONNX Runtime's default, or
+            `off` (asleep); `-` for a single one.
         worker: The engine.
         quiet: Seconds by what was measured.
         busy: The same beside as many busy processes as there are processors.
@@ -73,7 +80,8 @@ class _Setting:
 def main(bundle: Path, precision: str, minutes: float, even_if_busy: bool) -> None:
     """Measure BUNDLE with 1, 2, 4 and 8 threads, as far as there are processors, alone and beside busy processes.
 
-    The threads of a run spin while they wait for each other. Each number is measured with and without that.
+    The threads of a run spin briefly while they wait for each other. Each number is measured with that, with spinning
+    for as long as ONNX Runtime's default is, and without spinning.
     """
     from mlm_infer import MaskFiller
     from mlm_infer.runtime.cpu import available_cpus, cpu_kind, cpu_name
@@ -90,7 +98,7 @@ def main(bundle: Path, precision: str, minutes: float, even_if_busy: bool) -> No
     others = 0.0
     with (
         _settings(bundle, precision, [count for count in _COUNTS if count <= cpus]) as settings,
-        _burners(cpus) as burn,
+        busy_processes(cpus) as burn,
     ):
         for what, parts in texts.items():
             click.echo(f"{what}, in turns", err=True)
@@ -119,8 +127,8 @@ def _settings(bundle: Path, precision: str, counts: Sequence[int]) -> Iterator[l
     try:
         for count in counts:
             # A single thread has none to wait for.
-            for spinning in ("on", "off") if count > 1 else ("-",):
-                paths = {"bundle": str(bundle), "device": "cpu", "spinning": spinning}
+            for spinning in ("short", "long", "off") if count > 1 else ("-",):
+                paths = {"bundle": str(bundle), "device": "cpu", "settings": json.dumps(_SPINNING.get(spinning, {}))}
                 worker = Worker.start(f"mlm-infer {precision}", Path(sys.executable), paths, count, machine)
                 settings.append(_Setting(count, spinning, worker))
         yield settings
@@ -130,7 +138,7 @@ def _settings(bundle: Path, precision: str, counts: Sequence[int]) -> Iterator[l
 
 
 @contextmanager
-def _burners(count: int) -> Iterator[Callable[[bool], None]]:
+def busy_processes(count: int) -> Iterator[Callable[[bool], None]]:
     """Start processes that keep a processor busy each; yield a function that lets them run, or stops them."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
 

@@ -3,6 +3,7 @@
 Runs in whatever environment has the engine, so it imports this package only for the engines that need it.
 """
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -20,8 +21,7 @@ def _ours(precision: str, *, backend: str = "auto") -> Callable[[dict[str, str],
     def load(paths: dict[str, str], threads: int) -> Fill:
         from mlm_infer import MaskFiller
 
-        if paths.get("spinning") == "off":
-            _forbid_spinning()
+        _change(json.loads(paths.get("settings", "{}")))
         filler = MaskFiller(
             paths["bundle"], device=paths["device"], precision=precision, threads=threads, backend=backend
         )
@@ -38,17 +38,22 @@ def _ours(precision: str, *, backend: str = "auto") -> Callable[[dict[str, str],
     return load
 
 
-def _forbid_spinning() -> None:
-    """Let the threads of this process's sessions sleep while they wait for each other, for benchmarks/threads.py."""
-    import onnxruntime
+def _change(settings: dict[str, str | None]) -> None:
+    """Change settings of this process that the package has no options for, for benchmarks/settings.py.
 
-    class Asleep(onnxruntime.SessionOptions):
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    Args:
+        settings: Constants by module and name, and settings of ONNX Runtime's sessions by key; None leaves one out.
+    """
+    from mlm_infer.runtime.ort_session import SESSION_SETTINGS
 
-    # The package has no option for it, and one for a benchmark alone would be one more thing for everybody to read.
-    onnxruntime.SessionOptions = Asleep
+    for name, value in settings.items():
+        if not name.startswith("session."):
+            module, _, constant = name.rpartition(".")
+            setattr(importlib.import_module(module), constant, int(value or 0))
+        elif value is None:
+            SESSION_SETTINGS.pop(name, None)
+        else:
+            SESSION_SETTINGS[name] = value
 
 
 def _from_pipeline(pipe: Any) -> Fill:

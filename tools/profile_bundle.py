@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 from mlm_infer.bundle.read_manifest import read_manifest
+from mlm_infer.runtime.ort_session import SESSION_SETTINGS
 from mlm_infer.shared.tables import format_table
 
 _RUNS = 12
@@ -31,7 +32,8 @@ def main(bundle: Path, precision: str, texts: int, tokens: int, threads: int) ->
     options.intra_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in SESSION_SETTINGS.items():
+        options.add_session_config_entry(key, value)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as scratch:
         options.profile_file_prefix = str(Path(scratch, "profile"))

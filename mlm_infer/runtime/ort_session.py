@@ -23,7 +23,7 @@ from .ort_binding import BoundRuns
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["Session", "load_onnxruntime"]
+__all__ = ["SESSION_SETTINGS", "Session", "load_onnxruntime"]
 
 _CUDA_OPTIONS = {
     # fp32 must mean fp32: TF32's rounding is visible in the scores. fp16 is the option for speed.
@@ -31,6 +31,15 @@ _CUDA_OPTIONS = {
     # Text lengths vary, and the default strategy doubles the memory pool each time it grows.
     "arena_extend_strategy": "kSameAsRequested",
 }
+
+SESSION_SETTINGS = {
+    # Longer than most waits within a run. By default threads spin for longer, and on a machine that does other work
+    # they then take the time of the thread that they wait for. ONNX Runtime before 1.26 ignores this setting.
+    "session.intra_op.spin_duration_us": "30",
+    # By default they keep spinning after a run, which would use the cores of an idle server.
+    "session.force_spinning_stop": "1",
+}
+"""Threads spin briefly while they wait within a run, and sleep between runs (docs/engine.md has the figures)."""
 
 
 def load_onnxruntime() -> Any:
@@ -79,9 +88,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1
-        # Threads spin while a run lasts and sleep between runs. By default ONNX Runtime's threads keep spinning after a
-        # run, which would use the cores of an idle server.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        for key, value in SESSION_SETTINGS.items():
+            options.add_session_config_entry(key, value)
         # A memory plan is cached for each input shape. Text lengths vary, so the cache would grow without bound.
         options.enable_mem_pattern = False
         # Errors are raised as exceptions; the log would repeat them over several lines.

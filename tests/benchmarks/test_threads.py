@@ -22,11 +22,12 @@ def bundle() -> str:
 
 @pytest.mark.slow
 def test_a_row_for_each_number_of_threads(bundle: str) -> None:
-    """One thread, and as many as there are processors, with and without spinning; quiet, and beside busy processes."""
+    """One thread, and as many as there are processors, with each way of waiting; quiet, and beside busy processes."""
     command = [*COMMAND, bundle, "--minutes", "0", "--even-if-busy"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     counts = [count for count in (1, 2, 4, 8) if count <= available_cpus()]
-    expected = [f"| {count} | {way} |" for count in counts for way in (("on", "off") if count > 1 else ("-",))]
+    ways = {count: ("short", "long", "off") if count > 1 else ("-",) for count in counts}
+    expected = [f"| {count} | {way} |" for count in counts for way in ways[count]]
     for kept in (
         re.findall(r"^(\| \d \| [a-z-]+ \|) [\d.]+ ms", done.stdout, re.M),
         re.findall(r"^(\| \d \| [a-z-]+ \|) [\d.]+x, ", done.stdout, re.M),
