@@ -88,8 +88,10 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1
-        for key, value in SESSION_SETTINGS.items():
-            options.add_session_config_entry(key, value)
+        placed = {"session.intra_op_thread_affinities": _processors_of_pool(options.intra_op_num_threads)}
+        for key, value in (placed | SESSION_SETTINGS).items():
+            if value:
+                options.add_session_config_entry(key, value)
         # A memory plan is cached for each input shape. Text lengths vary, so the cache would grow without bound.
         options.enable_mem_pattern = False
         # Errors are raised as exceptions; the log would repeat them over several lines.
@@ -162,6 +164,19 @@ class Session:
             if re.search(r"CU\w+ failure|out of memory|[Ff]ailed to allocate", str(error)):
                 raise DeviceError(f"{self.provider} failed: {reason}; try fewer or shorter texts at once") from error
             raise BundleError(f"ONNX Runtime cannot run {self._path}: {reason}") from error
+
+
+def _processors_of_pool(threads: int) -> str:
+    """Return a processor for each thread of a session's pool, in ONNX Runtime's format, or nothing.
+
+    Linux may wake a thread on the processor of the one that wakes it, where both take turns: on a virtual machine it
+    may not see that another processor is idle. So where a run takes all processors that this process may use, each
+    thread gets one of its own; the first is left to the calling thread, which stays free. Fewer threads than processors
+    stay free as well, since those of several processes would meet on the same ones.
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    # ONNX Runtime counts processors from 1.
+    return ";".join(str(number + 1) for number in allowed[1:]) if len(allowed) == threads else ""
 
 
 def _preload_cuda(onnxruntime: Any, number: int) -> None:

@@ -1,5 +1,6 @@
 """Detection of the processor type and of a container's CPU quota."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,30 @@ def test_a_process_takes_no_more_cores_than_it_may() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has no pool of threads")
+def test_each_thread_has_a_processor_where_a_run_takes_all() -> None:
+    """Those of the pool have one each, the first stays free for the caller; fewer threads are free to move."""
+    code = (
+        "import os; from pathlib import Path; from mlm_infer import MaskFiller\n"
+        "allowed = os.sched_getaffinity(0)\n"
+        "def bound():\n"
+        "    held = [os.sched_getaffinity(int(each.name)) for each in Path('/proc/self/task').iterdir()]\n"
+        "    return sorted(min(each) for each in held if each != allowed)\n"
+        "with MaskFiller(threads=1) as filler:\n"
+        "    filler.fill('A [MASK].')\n"
+        "    assert bound() == [], bound()\n"
+        "with MaskFiller() as filler:\n"
+        "    filler.fill('A [MASK].')\n"
+        "    assert bound() == sorted(allowed)[1:], bound()\n"
+        "    assert os.sched_getaffinity(0) == allowed\n"
+        "os.sched_setaffinity(0, set(sorted(allowed)[1:]))\n"
+        "with MaskFiller(threads=len(allowed)) as filler:\n"
+        "    filler.fill('A [MASK].')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(_cpuid_flags() is None, reason="glibc tells the flags of x86 processors only")
