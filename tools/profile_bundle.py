@@ -40,7 +40,7 @@ def main(bundle: Path, precision: str, texts: int, tokens: int, threads: int) ->
         session = onnxruntime.InferenceSession(
             str(bundle / manifest.models[precision].file), options, providers=["CPUExecutionProvider"]
         )
-        ids = np.random.default_rng(0).integers(10, 1000, (texts, tokens))
+        ids = np.random.default_rng(0).integers(5, min(1000, manifest.vocab_size), (texts, tokens))
         feeds = {
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),
