@@ -1,18 +1,27 @@
-"""Tells whether other processes kept the machine busy during a measurement, from /proc."""
+"""Tells whether other processes kept the machine busy during a measurement, and keeps it busy on purpose."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlm_infer.errors import MlmInferError
 
-__all__ = ["MOST_BUSY", "BusyError", "OtherLoad", "refuse_busy", "refuse_busy_now"]
+__all__ = ["MOST_BUSY", "BusyError", "OtherLoad", "busy_processes", "refuse_busy", "refuse_busy_now"]
 
 MOST_BUSY = 0.05
 """Largest share of the processors' time that others may take during a measurement."""
 _IDLE = (3, 4)
 _GUEST = 8
 """Columns of /proc/stat: idle, and waiting for a disk; and the first of two that others contain already."""
+
+
+_SETTLE_SECONDS = 0.1
+"""How long busy processes run before anything is timed beside them."""
 
 
 class BusyError(MlmInferError):
@@ -104,3 +113,22 @@ def refuse_busy_now(*, allowed: bool, seconds: float = 2.0) -> None:
     load = OtherLoad()
     time.sleep(seconds)
     refuse_busy(load.share(), allowed=allowed, what=f"{seconds:g} seconds of waiting")
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[Callable[[bool], None]]:
+    """Start processes that keep a processor busy each; yield a function that lets them run, or stops them."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+
+    def burn(on: bool) -> None:
+        for process in processes:
+            os.kill(process.pid, signal.SIGCONT if on else signal.SIGSTOP)
+        time.sleep(_SETTLE_SECONDS)
+
+    try:
+        burn(False)
+        yield burn
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -3,7 +3,7 @@
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import cycle
@@ -14,13 +14,10 @@ import click
 from mlm_infer.errors import InputError
 from mlm_infer.shared.command import command_errors
 
-from .busy import OtherLoad, refuse_busy, refuse_busy_now
+from .busy import OtherLoad, busy_processes, refuse_busy, refuse_busy_now
 from .ratios import median_interval, repeat_until_narrow
 from .report import table
-from .threads import busy_processes
 from .workers import Group, Machine, Worker
-
-__all__: list[str] = []
 
 _LENGTHS = (25, 128)
 _LEAST_ROUNDS = 12
@@ -63,6 +60,7 @@ def main(
     from .texts import many_texts, single_texts
 
     held = avx2_environment(Path(".work/benchmarks/avx2")) if avx2 else {}
+    parsed = [_parse(change) for change in ("", *changes)]
     refuse_busy_now(allowed=even_if_busy)
     with MaskFiller(bundle, precision=precision, threads=1) as filler:
         fitting = [length for length in _LENGTHS if length <= filler.info.max_length]
@@ -71,9 +69,12 @@ def main(
     others = 0.0
     seconds: dict[str, list[list[float]]] = {}
     with ExitStack() as stack:
-        workers = [_start(bundle, precision, threads, change, held) for change in ("", *changes)]
-        for worker in workers:
-            stack.callback(worker.stop)
+        workers: list[Worker] = []
+        for environment, settings in parsed:
+            paths = {"bundle": str(bundle), "device": "cpu", "settings": json.dumps(settings)}
+            group = Group(Machine("", "", held | environment), (), "")
+            workers.append(Worker.start(f"mlm-infer {precision}", Path(sys.executable), paths, threads, group))
+            stack.callback(workers[-1].stop)
         burn = stack.enter_context(busy_processes(busy))
         burn(True)
         for what, parts in texts.items():
@@ -90,29 +91,20 @@ def main(
     kind = f"{cpu_kind()}, held to avx2" if avx2 else cpu_kind()
     beside = f", beside {busy} busy processes" if busy else ""
     click.echo(f"{precision} on {cpu_name()} ({kind}), {threads} threads{beside}. Other processes took {others:.1%}.\n")
-    rows = []
-    for index, change in enumerate(("as it is", *changes)):
-        cells = [_cell(found[0], found[index], index) for found in seconds.values()]
-        rows.append([f"`{change}`" if index else change, *cells])
-    click.echo(table(["setting", *(f"{what}" for what in seconds)], rows))
+    click.echo(_table(changes, seconds))
     click.echo("\nIn brackets: how many times as fast as the first row (median, 95 % confidence interval).")
 
 
-def _start(bundle: Path, precision: str, threads: int, change: str, held: dict[str, str]) -> Worker:
-    """Start an engine with settings changed."""
-    environment: dict[str, str] = dict(held)
+def _parse(change: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment variables of a change, and its other settings."""
+    environment: dict[str, str] = {}
     settings: dict[str, str] = {}
     for each in filter(None, change.split(",")):
         name, sign, value = each.partition("=")
         if not (sign and name):
             raise InputError(f"{each!r} is no change; write NAME=VALUE, such as session.intra_op.allow_spinning=0")
-        if name.startswith(("session.", "mlm_infer.")):
-            settings[name] = value
-        else:
-            environment[name] = value
-    paths = {"bundle": str(bundle), "device": "cpu", "settings": json.dumps(settings)}
-    group = Group(Machine("", "", environment), (), "")
-    return Worker.start(f"mlm-infer {precision}", Path(sys.executable), paths, threads, group)
+        (settings if name.startswith(("session.", "mlm_infer.")) else environment)[name] = value
+    return environment, settings
 
 
 def _turn(workers: Sequence[Worker], texts: Sequence[str], found: list[list[float]]) -> None:
@@ -128,6 +120,15 @@ def _ratios(found: Sequence[Sequence[float]]) -> Iterator[list[float]]:
     """Yield the speed of each worker over the first, as one ratio a turn."""
     for each in found[1:]:
         yield [first / second for first, second in zip(found[0], each, strict=True)]
+
+
+def _table(changes: Sequence[str], seconds: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Return a row for each change, with the speed over the first row."""
+    rows = []
+    for index, change in enumerate(("as it is", *changes)):
+        cells = [_cell(found[0], found[index], index) for found in seconds.values()]
+        rows.append([f"`{change}`" if index else change, *cells])
+    return table(["setting", *seconds], rows)
 
 
 def _cell(first: Sequence[float], each: Sequence[float], index: int) -> str:

@@ -1,12 +1,8 @@
 """`python -m mlm_infer.benchmarks.threads BUNDLE`: 1, 2, 4 and 8 threads, on a quiet and a busy machine."""
 
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,22 +14,20 @@ import click
 
 from mlm_infer.shared.command import command_errors
 
-from .busy import OtherLoad, refuse_busy, refuse_busy_now
+from .busy import OtherLoad, busy_processes, refuse_busy, refuse_busy_now
 from .ratios import WIDTH, median_interval, repeat_until_narrow
 from .report import table
 from .workers import Group, Machine, Worker
 
 _COUNTS = (1, 2, 4, 8)
 _SPINNING = {
-    "long": {"session.intra_op.spin_duration_us": None},
+    "long": {"session.intra_op.spin_duration_us": ""},
     "off": {"session.intra_op.allow_spinning": "0"},
 }
 """What differs from this package's settings, in which threads spin briefly."""
 _LENGTHS = (25, 128)
 _BULK = 100
 """Texts of a round in bulk."""
-_SETTLE_SECONDS = 0.1
-"""How long busy processes run before anything is timed beside them."""
 _LEAST_ROUNDS = 6
 
 
@@ -135,25 +129,6 @@ def _settings(bundle: Path, precision: str, counts: Sequence[int]) -> Iterator[l
     finally:
         for setting in settings:
             setting.worker.stop()
-
-
-@contextmanager
-def busy_processes(count: int) -> Iterator[Callable[[bool], None]]:
-    """Start processes that keep a processor busy each; yield a function that lets them run, or stops them."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-
-    def burn(on: bool) -> None:
-        for process in processes:
-            os.kill(process.pid, signal.SIGCONT if on else signal.SIGSTOP)
-        time.sleep(_SETTLE_SECONDS)
-
-    try:
-        burn(False)
-        yield burn
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def _measure(

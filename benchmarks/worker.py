@@ -38,22 +38,24 @@ def _ours(precision: str, *, backend: str = "auto") -> Callable[[dict[str, str],
     return load
 
 
-def _change(settings: dict[str, str | None]) -> None:
+def _change(settings: dict[str, str]) -> None:
     """Change settings of this process that the package has no options for, for benchmarks/settings.py.
 
     Args:
-        settings: Constants by module and name, and settings of ONNX Runtime's sessions by key; None leaves one out.
+        settings: Constants by module and name, and settings of ONNX Runtime's sessions by key; an empty one is ONNX
+            Runtime's default.
     """
     from mlm_infer.runtime.ort_session import SESSION_SETTINGS
 
     for name, value in settings.items():
-        if not name.startswith("session."):
-            module, _, constant = name.rpartition(".")
-            setattr(importlib.import_module(module), constant, int(value or 0))
-        elif value is None:
-            SESSION_SETTINGS.pop(name, None)
-        else:
+        if name.startswith("session."):
             SESSION_SETTINGS[name] = value
+            continue
+        module, _, constant = name.rpartition(".")
+        holder = importlib.import_module(module)
+        if not isinstance(getattr(holder, constant, None), int):
+            raise ValueError(f"{module} has no whole number {constant}")
+        setattr(holder, constant, int(value))
 
 
 def _from_pipeline(pipe: Any) -> Fill:

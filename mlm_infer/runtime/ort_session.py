@@ -88,8 +88,9 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1
-        placed = {"session.intra_op_thread_affinities": _processors_of_pool(options.intra_op_num_threads)}
-        for key, value in (placed | SESSION_SETTINGS).items():
+        places = _processors_of_pool(options.intra_op_num_threads) if kind == "cpu" else ""
+        for key, value in ({"session.intra_op_thread_affinities": places} | SESSION_SETTINGS).items():
+            # An empty one is ONNX Runtime's default.
             if value:
                 options.add_session_config_entry(key, value)
         # A memory plan is cached for each input shape. Text lengths vary, so the cache would grow without bound.
