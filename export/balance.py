@@ -4,8 +4,9 @@ The channels of a transformer's activations have different means, and some have 
 With one scale for all channels, most of them use only a few of the 256 steps. For any centre c and width d of each
 channel, x W + b = ((x - c) / d) (d W) + b + c W. The left factor needs no additional operation if x is the output of a
 layer norm (which gets another gain and bias) or of attention (whose weights sum to one, so that the value projection
-can absorb c and d). Narrower activations mean wider weights, so the width is the range to the power of an exponent, the
-best of a few for each layer (after SmoothQuant, Xiao et al. 2023, https://arxiv.org/abs/2211.10438).
+can absorb c and d). The dense layer that a gate multiplies can absorb d alone. Narrower activations mean wider weights,
+so the width is the range to the power of an exponent, the best of a few for each layer (after SmoothQuant, Xiao et al.
+2023, https://arxiv.org/abs/2211.10438).
 
 Between two dense layers with only an elementwise function in between, x cannot be scaled, but its channels can be
 sorted by range. The outlier channels are then one contiguous block, which a slice extracts much faster than a gather.
@@ -62,14 +63,19 @@ def balance_channels(model: ir.Model, stats: Mapping[str, ActivationStats]) -> d
         if node.op_type == "LayerNormalization" and _is_last_axis(node):
             # The residual stream takes the original output, so only this layer's input is replaced.
             activation = _normalized(graph, node, centre, width)
-        elif node.op_type == "MultiHeadAttention" and (value := _only_value(node, site)) is not None:
+        elif (value := _only_value(node, site)) is not None:
             _set_dense(graph, value, value.weights / width, (_bias(value) - centre) / width)
+            activation = site.activation
+        elif (factor := _only_factor(node, site)) is not None:
+            # A product cannot be centred by one of its factors.
+            centre = np.zeros_like(centre)
+            _set_dense(graph, factor, factor.weights / width, None if factor.bias is None else factor.bias / width)
             activation = site.activation
         else:
             continue
         for layer in site.layers:
             # x W + b = ((x - c) / d) (d W) + (b + c W), with c the centre and d the width.
-            bias = _bias(layer) + centre @ layer.weights
+            bias = _bias(layer) + centre @ layer.weights if centre.any() else None
             layer.node.replace_input_with(0, activation)
             if layer.table is not None:
                 _scale_table(graph, layer.table, width)
@@ -160,13 +166,25 @@ def _normalized(graph: ir.Graph, node: ir.Node, centre: Floats, width: Floats) -
     return result
 
 
-def _only_value(attention: ir.Node, site: Site) -> Dense | None:
+def _only_value(node: ir.Node, site: Site) -> Dense | None:
     """Return the value projection of an attention, if nothing else uses its output or that of the attention."""
-    value = attention.inputs[2]
+    return _absorbing(node.inputs[2], site) if node.op_type == "MultiHeadAttention" else None
+
+
+def _only_factor(node: ir.Node, site: Site) -> Dense | None:
+    """Return the dense layer that a gate multiplies, if nothing else uses its output or the product."""
+    found = [_absorbing(value, site) for value in node.inputs] if node.op_type == "Mul" else []
+    channels = site.layers[0].weights.shape[0]
+    return next((each for each in found if each is not None and each.weights.shape[1] == channels), None)
+
+
+def _absorbing(value: ir.Value | None, site: Site) -> Dense | None:
+    """Return the dense layer that computes a value, if the scale of the activation of a site can be put into it."""
     layer = dense_of(value)
     if value is None or layer is None or layer.table is not None:
         return None
-    return layer if len(list(value.uses())) == 1 and len(list(site.activation.uses())) == len(site.layers) else None
+    alone = len(list(value.uses())) == 1 and len(list(_weights(layer).uses())) == 1
+    return layer if alone and len(list(site.activation.uses())) == len(site.layers) else None
 
 
 def _bias(layer: Dense) -> Floats:

@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 
 from .decompose import DECOMPOSITIONS
 from .graph import add_constant, add_node, constant_of, forget_shapes
-from .packed import split_packed_projection
+from .packed import split_packed_layer
 from .shapes import Observed, Shape, observe
 
 __all__ = ["normalize"]
@@ -61,9 +61,11 @@ def normalize(model: ir.Model, inputs: Sequence[str], token_id: int) -> None:
             # here, so the attribute has no effect yet, but the row pass writes shapes with 0 for "copy".
             node.attributes.pop("allowzero", None)
     _fold(graph, found)
+    # What the constants replaced must not count as a use.
+    common.RemoveUnusedNodesPass()(model)
     for node in list(graph):
         _transpose_keys_in_one_step(graph, node, found.shapes)
-        split_packed_projection(graph, node, found.shapes)
+        split_packed_layer(graph, node, found.shapes)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     for value in list(graph.inputs):
