@@ -1,7 +1,8 @@
 """Time rotated attention: as exporters write it, with the rotation fused, and with both fused (export/attention.py).
 
-From the outputs of three dense layers to the input of the next, padding masked, in turns on one thread. `Attention` of
-opset 23 is no choice for a bundle, which older versions of ONNX Runtime must read.
+From the outputs of three dense layers to the input of the next, padding masked, in turns on one thread. FusedMatMul reads
+heads where they lie if the length is the first axis, so no heads are moved before the products. `Attention` of opset 23
+is no choice for a bundle, which older versions of ONNX Runtime must read.
 """
 
 import os
@@ -51,10 +52,23 @@ _STANDARD_ATTENTION = """
     whole_mask = Expand(mask, whole)
     out = Attention<q_num_heads = {heads}, kv_num_heads = {heads}>(q_rotated, k_rotated, v, whole_mask)
 """
+_LENGTH_FIRST = """
+    {x}_turned = Transpose<perm = [1, 0, 2]>({x})
+    {x}_first = Reshape({x}_turned, split)
+"""
+_PRODUCTS = """
+    products = com.microsoft.FusedMatMul<alpha = {scale}, transBatchA = 1, transBatchB = 1, transB = 1>(
+        q_rotated_first, k_rotated_first)
+    masked = Add(products, mask)
+    weights = Softmax<axis = -1>(masked)
+    sums = com.microsoft.FusedMatMul<transBatchB = 1>(weights, v_first)
+    moved = Transpose<perm = [0, 2, 1, 3]>(sums)
+    out = Reshape(moved, join)
+"""
 _FUSED_ATTENTION = "out = com.microsoft.MultiHeadAttention<num_heads = {heads}>(q_rotated, k_rotated, v, , padding)\n"
 
 
-def bodies(heads: int) -> tuple[str, ...]:
+def bodies(heads: int, width: int) -> tuple[str, ...]:
     """Return the nodes of each case."""
     split = {each: _SPLIT.format(x=each) for each in ("q", "k", "v", "q_rotated", "k_rotated")}
     rotated, fused = (
@@ -63,7 +77,10 @@ def bodies(heads: int) -> tuple[str, ...]:
     apart = split["q"] + split["k"] + split["v"] + rotated + _ATTENTION.format(query="q_rotated", key="k_rotated")
     inner = split["q_rotated"] + split["k_rotated"] + split["v"]
     half = fused + inner + _ATTENTION.format(query="q_rotated_heads", key="k_rotated_heads")
-    return apart, half, *(fused + each.format(heads=heads) for each in (_FUSED_ATTENTION, _STANDARD_ATTENTION))
+    first = "".join(_LENGTH_FIRST.format(x=each) for each in ("q_rotated", "k_rotated", "v"))
+    products = first + _PRODUCTS.format(scale=width**-0.5)
+    whole = (each.format(heads=heads) for each in (_FUSED_ATTENTION, _STANDARD_ATTENTION))
+    return apart, half, *(fused + each for each in (products, *whole))
 
 
 def session(body: str, heads: int, width: int) -> onnxruntime.InferenceSession:
@@ -114,7 +131,7 @@ def main(avx2: bool) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | avx2_environment(Path(".work/avx2")))  # noqa: S606
     rows = []
     for name, (heads, width) in _SHAPES.items():
-        sessions = [session(body, heads, width) for body in bodies(heads)]
+        sessions = [session(body, heads, width) for body in bodies(heads, width)]
         for texts, tokens in _BATCHES:
             feeds = inputs(texts, tokens, heads, width)
             least = [float("inf")] * len(sessions)
@@ -125,7 +142,15 @@ def main(avx2: bool) -> None:
                     each.run(None, given)
                     least[index] = min(least[index], 1e6 * (time.perf_counter() - started))
             rows.append([name, f"{texts} x {tokens}", *(f"{found:.0f}" for found in least)])
-    header = ["heads of", "texts x tokens", "separate", "RotaryEmbedding", "and MultiHeadAttention", "and Attention"]
+    header = [
+        "heads of",
+        "texts x tokens",
+        "separate",
+        "RotaryEmbedding",
+        "and FusedMatMul",
+        "and MultiHeadAttention",
+        "and Attention",
+    ]
     click.echo(format_table(header, rows))
 
 
