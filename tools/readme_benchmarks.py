@@ -58,11 +58,12 @@ def figures() -> str:
 
 
 def _rows(results: Mapping[str, Any], kind: str, shape: str, path: Path) -> Iterator[list[str]]:
-    """Yield the rows of our models of a shape, with the speed-up over the pipeline on the same instruction set."""
+    """Yield the rows of our int8 model of a shape, and fp32 of the charted one, with the speed-up over the pipeline."""
     engines = results["shapes"][shape]
     own = instruction_sets(results)[0]
     for name, engine in engines.items():
-        if engine["instruction_set"] != kind or not name.startswith(("mlm-infer int8", "mlm-infer fp32")):
+        shown = ("mlm-infer int8", "mlm-infer fp32") if shape == CHARTED else ("mlm-infer int8",)
+        if engine["instruction_set"] != kind or not name.startswith(shown):
             continue
         base = engines[engine["base"]]
         fastest = [f"{statistics.median(paired_ratios(engine, base, length)):.1f}x" for length in ("25", "128", None)]
