@@ -1,8 +1,8 @@
 """Time rotated attention: as exporters write it, with the rotation fused, and with both fused (export/attention.py).
 
-From the outputs of three dense layers to the input of the next, padding masked, in turns on one thread. FusedMatMul reads
-heads where they lie if the length is the first axis, so no heads are moved before the products. `Attention` of opset 23
-is no choice for a bundle, which older versions of ONNX Runtime must read.
+From the outputs of three dense layers to the input of the next, padding masked, in turns on one thread. FusedMatMul
+reads heads where they lie if the length is the first axis, so no heads are moved before the products. `Attention` of
+opset 23 is no choice for a bundle, which older versions of ONNX Runtime must read.
 """
 
 import os
