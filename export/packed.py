@@ -76,7 +76,8 @@ def _split_columns(graph: ir.Graph, layer: Dense, shapes: dict[str, Shape]) -> N
 def _ranges(node: ir.Node, width: int, shapes: dict[str, Shape]) -> Iterator[tuple[ir.Value, range | None]]:
     """Yield the outputs of a user of a dense layer's output, with the columns that each holds; None if unknown."""
     held = [shapes.get(output.name or "", ("?",)) for output in node.outputs]
-    last = (-1, len(held[0]) - 1)
+    # An axis can only be counted from the start if the number of axes is known.
+    last = (-1, -1 if held[0] == ("?",) else len(held[0]) - 1)
     sizes = [shape[-1] for shape in held if isinstance(shape[-1], int)]
     if node.op_type == "Split" and node.attributes.get_int("axis", 0) in last and sum(sizes) == width:
         ends = np.cumsum([0, *sizes]).tolist()
