@@ -40,7 +40,7 @@ LOGPROB_TOLERANCE = 1e-3
 
 FP32_FACTOR = 8.0
 """Maximum error of an fp32 export relative to that of PyTorch's own fp32, both against fp64. Sums in another order
-round differently, with more effect on a model with confident predictions."""
+round differently, with more effect on a model with confident predictions: 4.5 was found for a correct export."""
 
 _SENTENCES = 250
 _TIE = 1e-4

@@ -2,14 +2,12 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from mlm_infer.export import Budget, export_bundle
 from mlm_infer.export.activations import add_quantized, plan_activation, simulate
-from mlm_infer.export.calibrate import ActivationStats
 from mlm_infer.export.run_model import open_model
 from mlm_infer.export.weights import (
     adjacent_pairs,
@@ -21,7 +19,7 @@ from mlm_infer.export.weights import (
 
 from mlm_infer import DataError, ExportError, InputError, MaskFiller
 from mlm_infer.bundle.read_manifest import read_manifest
-from tests.helpers.int8 import products
+from tests.helpers.int8 import products, stats_of
 from tests.helpers.pipeline import NAMES, masked_sentences
 
 
@@ -43,13 +41,6 @@ def test_int8_does_not_depend_on_the_batch(name: str, bundles: dict[str, Path]) 
             scores = {each.token_id: each.score for each in other.predictions}
             for each in one.predictions:
                 assert each.score == pytest.approx(scores.get(each.token_id, 0), abs=5e-3)
-
-
-def stats_of(values: Any) -> ActivationStats:
-    """Calibration statistics of an array."""
-    values = values.astype(np.float32)
-    count = len(values)
-    return ActivationStats(values.min(0), values.max(0), count, values.T @ values, values.sum(0), count, values)
 
 
 @pytest.mark.parametrize("one_sided", [False, True])

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 from mlm_infer.export import Budget
+from mlm_infer.export.calibrate import ActivationStats
 from numpy.typing import NDArray
 
 from mlm_infer.results import FillResult
 
-__all__ = ["BUDGET", "LEAST_AGREEMENT", "agreement", "least_of", "products"]
+__all__ = ["BUDGET", "LEAST_AGREEMENT", "agreement", "least_of", "products", "stats_of"]
 
 LEAST_AGREEMENT = 0.9
 
@@ -54,3 +55,10 @@ def products(path: Path) -> list[NDArray[Any]]:
         if node.op_type == "Transpose" and node.input[0] in constants
     }
     return [(constants | turned)[node.input[1]] for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
+
+
+def stats_of(values: NDArray[Any]) -> ActivationStats:
+    """Return the calibration statistics of an array whose last axis is the channels."""
+    rows = values.reshape(-1, values.shape[-1]).astype(np.float32)
+    count = len(rows)
+    return ActivationStats(rows.min(0), rows.max(0), count, rows.T @ rows, rows.sum(0), count, rows)
