@@ -120,9 +120,7 @@ def test_the_layer_that_a_gate_multiplies_absorbs_the_scale() -> None:
 
 def test_a_layer_that_something_else_uses_absorbs_nothing() -> None:
     """Its output would change for the other user."""
-    model = gated(
-        "base = Slice(packed, zero, half, last)\nup = Slice(packed, half, whole, last)\ngate = Add(base, up)"
-    )
+    model = gated("base = Slice(packed, zero, half, last)\nup = Slice(packed, half, whole, last)\ngate = Add(base, up)")
     split(model)
     values = _RANDOM.standard_normal((2, 5, 8), np.float32)
     stats = {"x": stats_of(values), "product_of_both": stats_of(run(model, values, "product_of_both"))}
